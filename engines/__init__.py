@@ -1,0 +1,27 @@
+"""A module in, a fast callable out. Importing this package imports torch and no engine's library."""
+
+from engines.base import (
+    ENGINES,
+    PRECISIONS,
+    Engine,
+    EngineError,
+    EngineSpec,
+    EngineUnavailable,
+    create_engine,
+    default_precision,
+    supported_precisions,
+    why_unavailable,
+)
+
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "Engine",
+    "EngineError",
+    "EngineSpec",
+    "EngineUnavailable",
+    "create_engine",
+    "default_precision",
+    "supported_precisions",
+    "why_unavailable",
+]

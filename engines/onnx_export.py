@@ -1,0 +1,82 @@
+"""A module in, an ONNX file out: the bridge to ONNX Runtime, OpenVINO and TensorRT."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engines.base import DTYPES, EngineError, EngineSpec, copy_network
+
+OPSET = 22  # the first whose Conv takes bf16
+
+
+class _CastFirst(nn.Module):
+    """Casts the frames before the network touches them: TensorRT takes uint8 at the edge of a graph only."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.network(frames.to(self.dtype))  # 0 to 255 are exact in every float type we use
+
+
+def why_export_unavailable() -> str | None:
+    """None if networks can be exported here, else one line: what is missing, how to get it."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}" if missing else None
+
+
+def export_onnx(network: nn.Module, spec: EngineSpec, path: Path) -> None:
+    """Write `network` to `path`, in spec.precision, batch norms folded, its first dimension left free.
+
+    The graph's input is `frames`, uint8 (batch, T, L, H, W, C); its output is `logits`, float32
+    (batch, classes). Raises EngineError for a network that cannot be exported, or for one batch size only.
+    """
+    import onnx
+
+    network = _CastFirst(copy_network(network, spec.precision, fold=True).cpu(), DTYPES[spec.precision])
+    example = torch.zeros(2, *spec.frames_shape, dtype=torch.uint8)  # a batch of 1 would become a constant
+    try:
+        with _quiet():
+            torch.onnx.export(
+                network,
+                (example,),
+                path,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=["frames"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+        onnx.checker.check_model(path, full_check=True)
+    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise EngineError(f"no ONNX file of this network in {spec.precision}, use engine compile: {reason}") from error
+    graph = onnx.load(path).graph
+    if not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise EngineError("the network works for one batch size only: slice its first dimension, never chunk or split")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress, and its remarks about libraries this project does not use, to itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

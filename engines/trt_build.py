@@ -1,0 +1,124 @@
+"""An ONNX file in, a TensorRT engine's bytes out, for TensorRT and TensorRT-RTX alike.
+
+TensorRT builds on the GPU it builds for. TensorRT-RTX needs none: what is left to decide it decides when
+the engine is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.base import EngineError, EngineSpec, EngineUnavailable, device_type
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one installed is used
+GET_LIBRARY = "pip install tensorrt (or tensorrt-rtx, for GeForce and RTX GPUs)"
+
+
+def find_tensorrt() -> str | None:
+    """The name of the TensorRT library to use, or None if there is none. Imports nothing."""
+    return next((name for name in LIBRARIES if importlib.util.find_spec(name) is not None), None)
+
+
+def load_tensorrt() -> Any:
+    """The TensorRT module. Raises EngineUnavailable if there is none, or its shared libraries do not load."""
+    name = find_tensorrt()
+    if name is None:
+        raise EngineUnavailable(f"TensorRT is not installed: {GET_LIBRARY}")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(f"{name} is installed but does not load, reinstall it: {error}") from error
+
+
+def new_log(trt: Any, verbose: bool = False) -> Any:
+    """A logger for TensorRT whose `lines` are the (severity, message) it was told: errors, or all of it."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # the binding refuses super()
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if verbose or severity.name in ("INTERNAL_ERROR", "ERROR"):
+                self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def cause(log: Any) -> str:
+    """The first error of a `new_log`: those after it are its consequences."""
+    return next((message for severity, message in log.lines if severity.endswith("ERROR")), "it logged no error")
+
+
+def build_engine(onnx_path: Path, spec: EngineSpec, build_log: list[str] | None = None) -> bytes:
+    """Build `onnx_path` for batches of 1 to spec.max_batch, fastest at the last; bytes to deserialize or keep.
+
+    The precision is the ONNX file's own: networks are strongly typed, nothing is rounded here. A `build_log`
+    is filled with all that TensorRT says, for `layer_report`. Raises EngineError with TensorRT's reason when
+    it cannot parse or build the file, EngineUnavailable when the library, or the GPU it builds on, is missing.
+    """
+    trt = load_tensorrt()
+    has_gpu = torch.cuda.is_available()
+    if trt.__name__ == "tensorrt" and not has_gpu:
+        raise EngineUnavailable("TensorRT builds on the GPU it builds for, and torch sees none: pip install "
+                                "tensorrt-rtx in its place builds without one")
+    log = new_log(trt, verbose=build_log is not None)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    config = builder.create_builder_config()
+    if build_log is not None:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if has_gpu and hasattr(config, "num_compute_capabilities"):
+        config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    profile = builder.create_optimization_profile()
+    largest = (spec.max_batch, *spec.frames_shape)
+    profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config) if parser.parse_from_file(str(onnx_path)) else None
+    if build_log is not None:
+        build_log.extend(message for _, message in log.lines)
+    if plan is None:
+        raise EngineError(f"{trt.__name__} {trt.__version__} cannot build this network: {cause(log)}")
+    return bytes(plan)
+
+
+@dataclass(frozen=True)
+class LayerTypes:
+    """One layer of a built engine: its kind, and the types of what it reads, holds and writes."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+_LAYER = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<inputs>.*?)"
+    r"(, Constants: (?P<constants>.*?))?, Outputs: (?P<outputs>.*?), TacticName: ",
+    re.MULTILINE,
+)
+
+
+def layer_report(build_log: list[str]) -> list[LayerTypes]:
+    """The layers of the engine, as a `build_engine` log lists them; types as TensorRT names them ("Half")."""
+    types = re.compile(r"Datatype: (\w+)")
+    return [
+        LayerTypes(
+            match["name"],
+            match["kind"],
+            tuple(types.findall(match["inputs"])),
+            tuple(types.findall(match["constants"] or "")),
+            tuple(types.findall(match["outputs"])),
+        )
+        for match in _LAYER.finditer("\n".join(build_log))
+    ]

@@ -1,0 +1,1 @@
+"""Video files in, batches of clips out. Knows video, knows no network."""

@@ -1,0 +1,59 @@
+"""What a clip is, and the batch that every backend hands over.
+
+Shape legend, used everywhere in this project:
+    B videos   T segments   L frames in a segment   H, W pixels   C colours (RGB)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+COLOURS = 3
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """How one video becomes one clip: T·L frames, cropped and resized to size × size pixels.
+
+    `crop_ratio` is the share of the short side that the centre crop of an evaluation keeps: 224 of 256 in the
+    one-clip protocol of the paper.
+    """
+
+    num_segments: int = 8
+    frames_per_segment: int = 5
+    size: int = 224
+    crop_ratio: float = 224 / 256
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(T, L, H, W, C)"""
+        return self.num_segments, self.frames_per_segment, self.size, self.size, COLOURS
+
+
+@dataclass
+class Stages:
+    """Seconds of work spent on clips, by stage, summed over the threads that did it."""
+
+    read_s: float = 0.0  # opening, reading and demultiplexing
+    decode_s: float = 0.0  # bitstream → RGB frames
+    augment_s: float = 0.0  # crop, resize, flip
+    copy_s: float = 0.0  # to the device that runs the network
+
+    def add(self, other: Stages) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """frames: uint8 (B, T, L, H, W, C) on the device that uses them; labels: int64 (B,), −1 = unknown."""
+
+    frames: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    stages: Stages = field(default_factory=Stages)
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -1,0 +1,15 @@
+"""What can be wrong with a user's videos and annotations."""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """One line: what is wrong with which file or option, and what to do. Ends the run."""
+
+
+class BadClip(DataError):
+    """One video that cannot be used. Never ends a run: the loader drops the clip, counts and lists it."""
+
+    def __init__(self, video_id: str, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.video_id, self.path, self.reason = video_id, path, reason

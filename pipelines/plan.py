@@ -1,0 +1,91 @@
+"""Which frames, which crop, which flip: a pure function of seed, epoch and the video's place in its split.
+
+Nothing here reads a file, so a plan is the same on every backend, machine and number of workers, and a run
+can be resumed at any epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.clip import ClipSpec
+from pipelines.manifest import Video
+from pipelines.sampling import center_frame_indices, random_frame_indices
+
+CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
+# Offsets of the 13 positions, in quarters of the room that is left (x, y): corners and edges, centre, inner four.
+CROP_POSITIONS = (
+    *((x, y) for x in (0, 2, 4) for y in (0, 2, 4)),
+    *((x, y) for x in (1, 3) for y in (1, 3)),
+)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """What to do with one video: frame indices (T, L); crop x, y, width, height in source pixels; flip; label."""
+
+    video: Video
+    frames: np.ndarray
+    crop: tuple[int, int, int, int]
+    flip: bool
+    label: int
+
+
+def center_crop(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
+    """The square in the middle that spans `ratio` of the short side: x, y, width, height."""
+    side = max(1, round(ratio * min(width, height)))
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+def multi_scale_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """The authors' training crop: x, y, width, height, one of ten shapes at one of thirteen places.
+
+    Both sides are a scale of the short side, at most one step of `CROP_SCALES` apart.
+    """
+    short = min(width, height)
+    steps = len(CROP_SCALES)
+    shapes = [(i, j) for i in range(steps) for j in range(steps) if abs(i - j) <= 1]
+    i, j = shapes[rng.integers(len(shapes))]
+    w, h = int(short * CROP_SCALES[i]), int(short * CROP_SCALES[j])
+    across, down = CROP_POSITIONS[rng.integers(len(CROP_POSITIONS))]
+    return across * ((width - w) // 4), down * ((height - h) // 4), w, h
+
+
+def plan_evaluation(video: Video, spec: ClipSpec) -> ClipPlan:
+    """One clip, centre crop (the one-clip protocol)."""
+    frames = center_frame_indices(video.file.num_frames, spec.num_segments, spec.frames_per_segment)
+    crop = center_crop(video.file.width, video.file.height, spec.crop_ratio)
+    return ClipPlan(video, frames, crop, False, video.sample.label)
+
+
+def plan_training(
+    video: Video, spec: ClipSpec, *, seed: int, epoch: int, position: int, flipped_labels: tuple[int, ...]
+) -> ClipPlan:
+    """Random frames, multi-scale crop, flip with probability ½; a flip takes the label's mirror image.
+
+    `position` is the video's place in its split: the draw does not depend on order, batch or rank.
+    """
+    rng = np.random.default_rng((seed, epoch, position))
+    frames = random_frame_indices(video.file.num_frames, spec.num_segments, rng, spec.frames_per_segment)
+    crop = multi_scale_crop(video.file.width, video.file.height, rng)
+    flip = bool(rng.integers(2))
+    label = flipped_labels[video.sample.label] if flip else video.sample.label
+    return ClipPlan(video, frames, crop, flip, label)
+
+
+def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """The order in which an epoch visits positions 0 … count−1."""
+    if not shuffle:
+        return np.arange(count)
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def shard(order: np.ndarray, *, rank: int, world_size: int, equal: bool) -> np.ndarray:
+    """This rank's part. `equal` drops the tail so that all ranks take as many steps (training); without it
+    every position is visited by exactly one rank (evaluation)."""
+    assert 0 <= rank < world_size
+    if equal:
+        order = order[: len(order) // world_size * world_size]
+    return order[rank::world_size]

@@ -1,0 +1,54 @@
+"""Which frames of a video a clip reads (TDN's released sampling, after TSN, arXiv 1608.00859, Sec. 3.1).
+
+All indices are zero-based. N is the video's number of frames, T segments, L consecutive frames in each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FRAMES_PER_SEGMENT = 5
+
+
+def center_frame_indices(
+    num_frames: int, num_segments: int, frames_per_segment: int = FRAMES_PER_SEGMENT
+) -> np.ndarray:
+    """Return the (T, L) int64 indices of validation and of the one-clip test: the middle of each segment."""
+    _check(num_frames, num_segments, frames_per_segment)
+    starts = np.zeros(num_segments, np.int64)
+    if num_frames > num_segments + frames_per_segment - 1:
+        tick = (num_frames - frames_per_segment + 1) / num_segments
+        starts = np.array([int(tick / 2 + tick * k) for k in range(num_segments)], np.int64)
+    return _consecutive(starts, num_frames, frames_per_segment)
+
+
+def random_frame_indices(
+    num_frames: int,
+    num_segments: int,
+    rng: np.random.Generator,
+    frames_per_segment: int = FRAMES_PER_SEGMENT,
+) -> np.ndarray:
+    """Return (T, L) int64 indices drawn for training: one start per segment, uniform within it."""
+    _check(num_frames, num_segments, frames_per_segment)
+    average = (num_frames - frames_per_segment + 1) // num_segments
+    if average > 0:
+        starts = np.arange(num_segments) * average + rng.integers(average, size=num_segments)
+    elif num_frames > num_segments and num_frames >= frames_per_segment:
+        starts = np.sort(rng.integers(num_frames - frames_per_segment + 1, size=num_segments))
+    else:
+        starts = np.zeros(num_segments, np.int64)
+    return _consecutive(starts, num_frames, frames_per_segment)
+
+
+def _check(num_frames: int, num_segments: int, frames_per_segment: int) -> None:
+    if min(num_frames, num_segments, frames_per_segment) < 1:
+        raise ValueError(
+            "num_frames, num_segments and frames_per_segment must be at least 1, "
+            f"not {num_frames}, {num_segments}, {frames_per_segment}"
+        )
+
+
+def _consecutive(starts: np.ndarray, num_frames: int, frames_per_segment: int) -> np.ndarray:
+    """L frames from each start, the last frame repeated past the end."""
+    frames = starts[:, None] + np.arange(frames_per_segment)
+    return np.minimum(frames, num_frames - 1).astype(np.int64)

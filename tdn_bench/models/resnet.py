@@ -1,0 +1,103 @@
+"""The residual backbone: convolution + batch norm, the bottleneck, and the stages.
+
+Provenance: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), with the stride of
+a stage on its 3×3 convolution and a bias in every convolution, as in the network that TDN was released with.
+
+Shapes: N = videos × segments, C channels, H, W pixels. Everything here is 4-D and runs in channels-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+EXPANSION = 4  # a bottleneck's output channels ÷ its inner channels
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Bottlenecks in each of Res2 … Res5, and the inner channels of Res2 (doubled from stage to stage)."""
+
+    blocks: tuple[int, int, int, int]
+    width: int = 64
+
+    def channels(self, stage: int) -> int:
+        """Inner channels of stage 2 … 5."""
+        return self.width << (stage - 2)
+
+
+RESNET50 = ResNetConfig((3, 4, 6, 3))
+RESNET101 = ResNetConfig((3, 4, 23, 3))
+RESNET_SMALL = ResNetConfig((1, 1, 1, 1), width=32)  # for machines without a GPU: demo, tests, CI
+
+
+class ConvBN(nn.Module):
+    """A convolution followed by batch norm; `fold` merges the two for inference."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
+        self.bn: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+    def fold(self) -> None:
+        """Fold the batch norm's running statistics into the convolution, in place (inference only)."""
+        if isinstance(self.bn, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval())
+            self.bn = nn.Identity()
+
+
+class Bottleneck(nn.Module):
+    """1×1 → (temporal module) → 3×3 → 1×1, with a residual connection.
+
+    `temporal`, where given, maps (N, channels, H, W) to the same shape; it is the one place at which a
+    network of this package looks across segments inside a block (TDN paper, Fig. 2).
+    """
+
+    def __init__(
+        self, c_in: int, channels: int, *, stride: int = 1, temporal: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        c_out = channels * EXPANSION
+        self.conv1 = ConvBN(c_in, channels, 1)
+        self.temporal = temporal
+        self.conv2 = ConvBN(channels, channels, 3, stride=stride)
+        self.conv3 = ConvBN(channels, c_out, 1)
+        self.downsample = ConvBN(c_in, c_out, 1, stride=stride) if stride != 1 or c_in != c_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        y = torch.relu(self.conv1(x))
+        if self.temporal is not None:
+            y = self.temporal(y)
+        y = torch.relu(self.conv2(y))
+        return torch.relu(self.conv3(y) + identity)
+
+
+def make_stage(
+    config: ResNetConfig, stage: int, make_temporal: Callable[[int], nn.Module] | None = None
+) -> nn.Sequential:
+    """Build Res`stage` (2 … 5); `make_temporal(channels)` gives each of its blocks a temporal module."""
+    channels = config.channels(stage)
+    c_in = config.width if stage == 2 else channels // 2 * EXPANSION
+    blocks = []
+    for i in range(config.blocks[stage - 2]):
+        stride = 2 if i == 0 and stage > 2 else 1
+        temporal = make_temporal(channels) if make_temporal is not None else None
+        blocks.append(Bottleneck(c_in, channels, stride=stride, temporal=temporal))
+        c_in = channels * EXPANSION
+    return nn.Sequential(*blocks)
+
+
+def init_weights(module: nn.Module) -> None:
+    """He-normal convolutions, unit batch norm, zero biases (for `module.apply`)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

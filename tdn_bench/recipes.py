@@ -1,0 +1,119 @@
+"""Recipes: a named, complete training run is a function that returns a frozen dataclass.
+
+Every field is a flag of `python -m tdn_bench.train RECIPE` (`--batch-size 32`). Sources: the authors' released
+training scripts and the paper's Sec. 4.1 for the data sets; our own runs for `demo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Backend = Literal["auto", "pyav", "dali"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete run; every field is a flag."""
+
+    name: str = "sthv2"
+    """What the run is called in its record."""
+    data: Path | None = None
+    """Folder in Something-Something V2's layout."""
+    train_list: Path | None = None
+    """Instead of --data: the authors' list of training videos, `path num_frames label` a line."""
+    val_list: Path | None = None
+    """Instead of --data: the list of validation videos."""
+    class_names: Path | None = None
+    """With lists: a text file, one class name a line."""
+    model: str = "tdn_resnet50"
+    """Network; `tdn-bench list` names them."""
+    num_segments: int = 8
+    """T, segments in a clip, of 5 frames each."""
+    size: int = 224
+    """Height and width of the network's input, pixels (at least 64)."""
+    dropout: float = 0.5
+    """Dropout before the classifier."""
+    init: Path | None = None
+    """Start of the backbone: a file with torchvision's ResNet weights (ImageNet)."""
+    checkpoint: Path | None = None
+    """Start of the whole network: a checkpoint of the same network (ours or the authors')."""
+    batch_size: int = 64
+    """Clips in a step, over all GPUs."""
+    epochs: int = 60
+    """Passes over the training set."""
+    lr: float = 0.01
+    """Learning rate at that batch size."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the learning rate falls."""
+    milestones: tuple[int, ...] = (30, 45, 55)
+    """Epochs after which `step` divides the learning rate by 10."""
+    warmup_epochs: float = 0
+    """Epochs during which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """Of weights; biases and batch norm have none."""
+    clip_gradient_norm: float = 20.0
+    """Gradients are scaled down to this norm."""
+    precision: Precision = "auto"
+    """AMP: auto is bf16 on a GPU that is fast at it, fp16 with a gradient scaler on an older one, fp32 on a CPU."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    backend: Backend = "auto"
+    """Video loader: DALI on a GPU, PyAV without one."""
+    workers: int | None = None
+    """Decoding threads; default: one a core."""
+    evaluate_every: int = 1
+    """Epochs between validations (the last epoch is always validated)."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    output: Path = Path("runs/sthv2")
+    """Folder for checkpoints, scalars, the list of bad clips and the record."""
+    resume: bool = False
+    """Go on from the output folder's last finished epoch."""
+
+
+def sthv2() -> Recipe:
+    """Something-Something V2, TDN-ResNet50, 8 segments: 64.0 % top-1 in the paper (Table 2)."""
+    return Recipe()
+
+
+def kinetics400() -> Recipe:
+    """Kinetics-400, TDN-ResNet50, 8 segments: 76.6 % top-1 with 30 views in the paper (Table 3)."""
+    return Recipe(
+        name="kinetics400",
+        batch_size=128,
+        lr=0.02,
+        epochs=100,
+        milestones=(50, 75, 90),
+        weight_decay=1e-4,
+        output=Path("runs/kinetics400"),
+    )
+
+
+def demo() -> Recipe:
+    """A small TDN from fresh weights on the synthetic motion data set, in minutes on two cores."""
+    return Recipe(
+        name="demo",
+        data=Path("runs/demo/data"),
+        model="tdn_resnet_small",
+        num_segments=4,
+        size=64,
+        dropout=0.2,
+        batch_size=16,
+        epochs=12,
+        lr=0.05,
+        schedule="cosine",
+        warmup_epochs=1,
+        evaluate_every=4,
+        output=Path("runs/demo/tdn"),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"sthv2": sthv2, "kinetics400": kinetics400, "demo": demo}

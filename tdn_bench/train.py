@@ -1,0 +1,362 @@
+"""Train a network by a recipe: `python -m tdn_bench.train RECIPE [--field value …]`."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelines.annotations import flip_labels
+from pipelines.clip import ClipSpec
+from pipelines.loader import BadClips, ClipLoader
+from pipelines.manifest import Manifest
+from tdn_bench.checkpoint import load_checkpoint, load_imagenet, read_training_state, save_checkpoint, write_training_state
+from tdn_bench.cli import open_manifest, pick_device, run_command
+from tdn_bench.errors import UserError
+from tdn_bench.evaluate import Scores, score
+from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.recipes import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of training did."""
+
+    epoch: int
+    loss: float
+    clips_per_s: float
+    wait_share: float  # of the epoch's time, spent waiting for data
+    top1: float | None = None  # percent, on the validation split
+    top5: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    checkpoint: Path
+    epochs: tuple[Epoch, ...]
+    scores: Scores
+    bad_clips: int
+    train_s: float  # wall time of all epochs, validation left out
+    manifest: Manifest
+    precision: str
+    device: torch.device
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """The authors' optimiser groups: biases of convolutions and linear layers learn twice as fast and do not
+    decay; batch norm does not decay."""
+    weights, biases, norms = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, nn.BatchNorm2d):
+                norms.append(parameter)
+            else:
+                (biases if name == "bias" else weights).append(parameter)
+    groups = ((weights, 1.0, weight_decay), (biases, 2.0, 0.0), (norms, 1.0, 0.0))
+    return [
+        {"params": params, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+        for params, scale, decay in groups
+        if params
+    ]
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """The learning rate at a point of training, in epochs (fractions count)."""
+    if epoch < recipe.warmup_epochs:
+        return recipe.lr * epoch / recipe.warmup_epochs
+    if recipe.schedule == "step":
+        return recipe.lr * 0.1 ** sum(epoch >= m for m in recipe.milestones)
+    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 where tensor cores have it (compute capability 8.0 on), fp16 on older GPUs, fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep:
+    """One optimisation step under AMP: forward, backward, clipping, update."""
+
+    def __init__(self, classifier: nn.Module, recipe: Recipe, precision: str, device: torch.device) -> None:
+        self.classifier, self.recipe, self.device = classifier, recipe, device
+        self.dtype = _DTYPES[precision]
+        groups = parameter_groups(classifier, recipe.lr, recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, momentum=recipe.momentum)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def __call__(self, frames: Tensor, labels: Tensor, epoch: float) -> Tensor:
+        """Return the loss, still on the device (so that the host need not wait for it)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, epoch) * group["lr_scale"]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = F.cross_entropy(self.classifier(frames), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.classifier.parameters(), self.recipe.clip_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes that torchrun started (alone without it)."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the process group that torchrun's environment names; yield (ranks, this process's device)."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks(0, 1), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world_size), device
+    finally:
+        dist.destroy_process_group()
+
+
+def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
+    """Train by `recipe`; leaves `best.safetensors`, `last.pt`, TensorBoard scalars and bad_clips.jsonl in its output."""
+    _check(recipe)
+    with distributed(pick_device(recipe.device)) as (ranks, device):
+        return _train(recipe, device, ranks, progress and ranks.is_first)
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.size < 64:
+        raise UserError(f"--size {recipe.size}: must be at least 64 pixels")
+    if recipe.init is not None and recipe.checkpoint is not None:
+        raise UserError("--init and --checkpoint exclude each other: one starts the backbone, one the whole network")
+    for flag in ("batch_size", "epochs", "evaluate_every"):
+        if getattr(recipe, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(recipe, flag)}: must be at least 1")
+
+
+def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> TrainResult:
+    manifest = open_manifest(
+        recipe.data, recipe.train_list, recipe.val_list, recipe.class_names, workers=recipe.workers, progress=progress
+    )
+    precision = resolve_precision(recipe.precision, device)
+    torch.manual_seed(recipe.seed)
+    try:
+        network = create_model(
+            recipe.model, num_classes=len(manifest.classes), num_segments=recipe.num_segments, dropout=recipe.dropout
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    if recipe.init is not None:
+        load_imagenet(network, recipe.init)
+    if recipe.checkpoint is not None:
+        load_checkpoint(network, recipe.checkpoint)
+    classifier = FrameClassifier(network).to(device)
+    step = TrainStep(classifier, recipe, precision, device)
+
+    state_file = recipe.output / "last.pt"
+    history: list[Epoch] = []
+    if recipe.resume:
+        state = read_training_state(state_file)
+        network.load_state_dict(state["network"])
+        step.optimizer.load_state_dict(state["optimizer"])
+        step.scaler.load_state_dict(state["scaler"])
+        history = [Epoch(**e) for e in state["history"]]
+    elif ranks.is_first and state_file.exists():
+        state_file.unlink()
+    best = max((e.top1 for e in history if e.top1 is not None), default=-1.0)
+
+    callable_: nn.Module = classifier
+    if recipe.compile:
+        callable_ = torch.compile(callable_)  # type: ignore[assignment]
+    if ranks.world_size > 1:
+        callable_ = nn.parallel.DistributedDataParallel(
+            callable_, device_ids=[device] if device.type == "cuda" else None
+        )
+    step.classifier = callable_
+
+    bad_clips = BadClips(recipe.output / "bad_clips.jsonl")
+    bad_clips.log.unlink(missing_ok=True)  # type: ignore[union-attr]
+    spec = ClipSpec(recipe.num_segments, size=recipe.size)
+    shared = {
+        "backend": recipe.backend,
+        "device": device,
+        "workers": recipe.workers,
+        "seed": recipe.seed,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "bad_clips": bad_clips,
+    }
+    if recipe.batch_size % ranks.world_size:
+        raise UserError(f"--batch-size {recipe.batch_size} does not divide over {ranks.world_size} processes")
+    batch_size = recipe.batch_size // ranks.world_size
+    writer = _scalar_writer(recipe.output) if ranks.is_first else None
+    train_s = 0.0
+    scores: Scores | None = None
+    with (
+        ClipLoader(
+            manifest.split("train"), spec, batch_size, flipped_labels=flip_labels(manifest.classes), **shared
+        ) as training,  # type: ignore[arg-type]
+        ClipLoader(manifest.split("validation"), spec, batch_size, **shared) as validation,  # type: ignore[arg-type]
+    ):
+        for number in range(len(history), recipe.epochs):
+            epoch, seconds = _train_epoch(step, training, number, progress)
+            train_s += seconds
+            last = number + 1 == recipe.epochs
+            if last or (number + 1) % recipe.evaluate_every == 0:
+                scores = validate(classifier, validation, ranks, precision)
+                epoch = Epoch(**(asdict(epoch) | {"top1": scores.top(1), "top5": scores.top(5)}))
+            history.append(epoch)
+            if not ranks.is_first:
+                continue
+            _report(epoch, recipe, writer, learning_rate(recipe, number))
+            write_training_state(
+                state_file,
+                {
+                    "network": network.state_dict(),
+                    "optimizer": step.optimizer.state_dict(),
+                    "scaler": step.scaler.state_dict(),
+                    "history": [asdict(e) for e in history],
+                },
+            )
+            if epoch.top1 is not None and epoch.top1 > best:
+                best = epoch.top1
+                notes = {"model": recipe.model, "num_segments": recipe.num_segments, "size": recipe.size}
+                notes |= {"classes": list(manifest.classes), "epoch": number + 1, "top1": epoch.top1}
+                save_checkpoint(network, recipe.output / "best.safetensors", notes)
+        if scores is None:  # resumed after the last epoch
+            scores = validate(classifier, validation, ranks, precision)
+    if writer is not None:
+        writer.close()
+    return TrainResult(
+        recipe.output / "best.safetensors",
+        tuple(history),
+        scores,
+        len(bad_clips),
+        train_s,
+        manifest,
+        precision,
+        device,
+    )
+
+
+def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, float]:
+    """Return what the epoch did and its seconds."""
+    step.classifier.train()
+    steps = len(loader)
+    total = torch.zeros((), device=step.device)
+    clips, done, waited_before = 0, 0, loader.wait_s
+    start = time.perf_counter()
+    with _progress(progress, f"epoch {number + 1}", steps) as advance:
+        for batch in loader.epoch(number):
+            total += step(batch.frames, batch.labels, number + done / steps)
+            clips, done = clips + len(batch), done + 1
+            if done % 20 == 0 or done == steps:  # reading the loss waits for the device
+                if not torch.isfinite(total):
+                    raise UserError(f"the loss became {total.item()} in epoch {number + 1}; try a smaller --lr")
+            elapsed = time.perf_counter() - start
+            advance(f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data")
+    if not done:
+        raise UserError("no batch of the training split could be decoded; see bad_clips.jsonl in the output folder")
+    loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
+    seconds = time.perf_counter() - start
+    return Epoch(number + 1, loss, clips / seconds, (loader.wait_s - waited_before) / seconds), seconds
+
+
+def validate(classifier: nn.Module, loader: ClipLoader, ranks: Ranks, precision: str) -> Scores:
+    """Score the validation split; with several processes each scores its part and all get the whole."""
+    classifier.eval()
+    device = loader.device
+    dtype = _DTYPES[precision]
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        scores = score(classifier, loader.epoch())
+    if ranks.world_size == 1:
+        return scores
+    parts: list[Scores | None] = [None] * ranks.world_size
+    dist.all_gather_object(parts, scores)
+    return Scores(
+        tuple(i for p in parts if p for i in p.ids),
+        torch.cat([p.logits for p in parts if p]),
+        torch.cat([p.labels for p in parts if p]),
+    )
+
+
+def _report(epoch: Epoch, recipe: Recipe, writer: SummaryWriter | None, lr: float) -> None:
+    accuracy = "" if epoch.top1 is None else f", top-1 {epoch.top1:.2f} %, top-5 {epoch.top5:.2f} %"
+    print(
+        f"epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.4f}, {epoch.clips_per_s:.1f} clips/s, "
+        f"{epoch.wait_share:.0%} waiting for data{accuracy}",
+        flush=True,
+    )
+    if writer is None:
+        return
+    scalars = {"train/loss": epoch.loss, "train/lr": lr, "train/clips_per_s": epoch.clips_per_s}
+    scalars |= {"train/wait_share": epoch.wait_share}
+    if epoch.top1 is not None and epoch.top5 is not None:
+        scalars |= {"validation/top1": epoch.top1, "validation/top5": epoch.top5}
+    for tag, value in scalars.items():
+        writer.add_scalar(tag, value, epoch.epoch)
+    writer.flush()
+
+
+def _scalar_writer(folder: Path) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+@contextmanager
+def _progress(enabled: bool, title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar; the yielded function advances it by one with a note."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not enabled or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda note: bar.update(task, advance=1, note=note)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train by a named recipe; every field of the recipe is a flag."""
+    import tyro
+
+    configs = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
+    recipe = tyro.extras.overridable_config_cli(configs, args=argv, prog="tdn-bench train")
+    result = train(recipe)
+    print(f"checkpoint: {result.checkpoint}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
