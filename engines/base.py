@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import math
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -127,13 +126,6 @@ def copy_network(network: nn.Module, precision: str, fold: bool) -> nn.Module:
     return network.to(DTYPES[precision])
 
 
-def pad_batch(frames: Tensor, batch: int) -> Tensor:
-    """`frames` with black clips appended up to `batch` clips (B, …) -> (batch, …)."""
-    if len(frames) == batch:
-        return frames
-    return torch.cat([frames, frames.new_zeros(batch - len(frames), *frames.shape[1:])])
-
-
 def supported_precisions(name: str, device: str) -> tuple[str, ...]:
     """The precisions engine `name` offers on `device`. Raises EngineError for an unknown name or device."""
     kind = device_type(device)
@@ -149,8 +141,8 @@ def supported_precisions(name: str, device: str) -> tuple[str, ...]:
 
 def default_precision(name: str, device: str) -> str:
     """The precision to use where nobody asked for one: fp16 on a GPU, fp32 on a CPU."""
-    assert "fp16" in supported_precisions(name, "cuda") or name == "openvino"
-    return "fp16" if name == "trt" or (device_type(device) == "cuda" and name != "openvino") else "fp32"
+    on_gpu = name == "trt" or device_type(device) == "cuda"
+    return "fp16" if on_gpu and "fp16" in supported_precisions(name, device) else "fp32"
 
 
 def why_unavailable(name: str, device: str) -> str | None:
@@ -159,7 +151,7 @@ def why_unavailable(name: str, device: str) -> str | None:
     Raises EngineError for an unknown name or device.
     """
     supported_precisions(name, device)
-    if device_type(device) == "cuda" and name != "openvino" and not torch.cuda.is_available():
+    if device_type(device) == "cuda" and name not in ("openvino", "trt") and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA GPU: install a CUDA build of torch, or use the device cpu"
     match name:
         case "compile":
@@ -184,9 +176,9 @@ def why_unavailable(name: str, device: str) -> str | None:
 def create_engine(name: str, network: nn.Module, spec: EngineSpec) -> Engine:
     """Build engine `name` from `network` (uint8 frames in, float32 logits out); `network` is not changed.
 
-    The network must cast the frames to a floating type before anything else: TensorRT takes uint8 at the
-    edge of a graph only. Raises EngineUnavailable where something is missing here, EngineError for an
-    unknown name, a precision the engine has not got, or a network it cannot build.
+    The network casts the frames to the dtype of its own parameters, and must also take frames already cast.
+    Raises EngineUnavailable where something is missing here, EngineError for an unknown name, a precision
+    the engine has not got, or a network it cannot build.
     """
     precisions = supported_precisions(name, spec.device)
     if spec.precision not in precisions:

@@ -62,7 +62,8 @@ def export_onnx(network: nn.Module, spec: EngineSpec, path: Path) -> None:
         onnx.checker.check_model(path, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise EngineError(f"no ONNX file of this network in {spec.precision}, use engine compile: {reason}") from error
+        message = f"this network does not export to ONNX in {spec.precision} (eager and compile need no export)"
+        raise EngineError(f"{message}: {reason}") from error
     graph = onnx.load(path).graph
     if not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise EngineError("the network works for one batch size only: slice its first dimension, never chunk or split")

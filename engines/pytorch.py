@@ -10,11 +10,15 @@ import time
 import torch
 from torch import Tensor, nn
 
-from engines.base import Engine, EngineSpec, copy_network, device_type, pad_batch
+from engines.base import Engine, EngineSpec, copy_network, device_type
 
 
 def torch_details() -> dict[str, object]:
     return {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+
+
+def _place(network: nn.Module, device: str) -> nn.Module:
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class EagerEngine(Engine):
@@ -25,8 +29,7 @@ class EagerEngine(Engine):
     def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
         super().__init__(spec)
         start = time.perf_counter()
-        network = copy_network(network, spec.precision, fold=False)
-        self._network = network.to(device=spec.device, memory_format=torch.channels_last)
+        self._network = _place(copy_network(network, spec.precision, fold=False), spec.device)
         self.build_s = time.perf_counter() - start
 
     @torch.inference_mode()
@@ -40,7 +43,8 @@ class EagerEngine(Engine):
 class CompileEngine(Engine):
     """torch.compile with the inductor back end; CUDA graphs on a GPU.
 
-    It is compiled for exactly max_batch clips: smaller batches are padded, so nothing compiles while running.
+    It is compiled for one buffer of max_batch clips, into which every batch is copied: other strides, another
+    batch size or an inference tensor would each compile again while running.
     """
 
     name = "compile"
@@ -49,22 +53,23 @@ class CompileEngine(Engine):
         super().__init__(spec)
         start = time.perf_counter()
         self._cuda_graphs = device_type(spec.device) == "cuda"
-        network = copy_network(network, spec.precision, fold=True)
-        self._network = network.to(device=spec.device, memory_format=torch.channels_last)
-        # fullgraph: a graph break, or a forgotten compilation, is an error here rather than a slow engine
         self._compiled = torch.compile(
-            self._network, fullgraph=True, dynamic=False, mode="reduce-overhead" if self._cuda_graphs else "default"
+            _place(copy_network(network, spec.precision, fold=True), spec.device),
+            fullgraph=True,  # a graph break, or one compilation too many, is an error, not a slow engine
+            dynamic=False,
+            mode="reduce-overhead" if self._cuda_graphs else "default",
         )
-        black = torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
+        self._frames = torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
         for _ in range(3 if self._cuda_graphs else 1):  # compile; then CUDA graphs warm up, and record
-            self._run(black)
+            self._run(self._frames)
         if self._cuda_graphs:
             torch.cuda.synchronize(spec.device)
         self.build_s = time.perf_counter() - start
 
     @torch.inference_mode()
     def _run(self, frames: Tensor) -> Tensor:
-        logits = self._compiled(pad_batch(frames, self.spec.max_batch))[: len(frames)]
+        self._frames[: len(frames)].copy_(frames)
+        logits = self._compiled(self._frames)[: len(frames)]
         return logits.clone() if self._cuda_graphs else logits  # the next replay overwrites the graph's output
 
     def details(self) -> dict[str, object]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from engines.base import EngineError, EngineSpec, EngineUnavailable, device_type
+from engines.base import EngineError, EngineSpec, EngineUnavailable
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one installed is used
-GET_LIBRARY = "pip install tensorrt (or tensorrt-rtx, for GeForce and RTX GPUs)"
+GET_LIBRARY = "pip install tensorrt (or tensorrt-rtx-cu13, for GeForce and RTX GPUs)"
 
 
 def find_tensorrt() -> str | None:
@@ -67,8 +67,7 @@ def build_engine(onnx_path: Path, spec: EngineSpec, build_log: list[str] | None 
     trt = load_tensorrt()
     has_gpu = torch.cuda.is_available()
     if trt.__name__ == "tensorrt" and not has_gpu:
-        raise EngineUnavailable("TensorRT builds on the GPU it builds for, and torch sees none: pip install "
-                                "tensorrt-rtx in its place builds without one")
+        raise EngineUnavailable("tensorrt builds on the GPU it builds for, and torch sees none: use tensorrt_rtx")
     log = new_log(trt, verbose=build_log is not None)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

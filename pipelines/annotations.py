@@ -82,9 +82,7 @@ def read_something_something(root: Path) -> Annotations:
     return Annotations(root.name, tuple(classes), tuple(samples))
 
 
-def _something_samples(
-    path: Path | None, split: str, videos: Path, index: dict[str, int]
-) -> Iterable[Sample]:
+def _something_samples(path: Path | None, split: str, videos: Path, index: dict[str, int]) -> Iterable[Sample]:
     entries = _read_json(path)
     if not isinstance(entries, list):
         raise DataError(f"{path}: must be a JSON array of objects with 'id' and 'template'")
@@ -100,9 +98,7 @@ def _something_samples(
         yield Sample(str(entry["id"]), str(videos / f"{entry['id']}.webm"), index[name], split)
 
 
-def read_lists(
-    train: Path, validation: Path, *, root: Path | None = None, classes: Path | None = None
-) -> Annotations:
+def read_lists(train: Path, validation: Path, *, root: Path | None = None, classes: Path | None = None) -> Annotations:
     """Read the authors' `path num_frames label` lists; paths are relative to `root` (default: the list's folder).
 
     The label is the last column, num_frames the one before it (not trusted: files are counted); a path may

@@ -18,13 +18,14 @@ class ClipSpec:
     """How one video becomes one clip: T·L frames, cropped and resized to size × size pixels.
 
     `crop_ratio` is the share of the short side that the centre crop of an evaluation keeps: 224 of 256 in the
-    one-clip protocol of the paper.
+    one-clip protocol of the paper. `crop_scales` are the shares that a training crop's sides may take.
     """
 
     num_segments: int = 8
     frames_per_segment: int = 5
     size: int = 224
     crop_ratio: float = 224 / 256
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

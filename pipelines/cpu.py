@@ -43,7 +43,8 @@ def decode_frames(plan: ClipPlan, stages: Stages) -> Tensor:
                             raise BadClip(video.id, video.path, f"frame {index} is damaged")
                         picture = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                         if picture.shape != rgb.shape[1:]:
-                            raise BadClip(video.id, video.path, f"frame {index} is {_size(picture)}, not {_size(rgb[0])}")
+                            sizes = f"{_size(picture)}, not {_size(rgb[0])}"
+                            raise BadClip(video.id, video.path, f"frame {index} is {sizes}")
                         rgb[taken] = torch.from_numpy(picture)
                         taken += 1
                     index += 1

@@ -31,7 +31,7 @@ class DaliDecoder:
         try:
             import nvidia.dali.experimental.dynamic as ndd
         except ImportError as e:
-            raise DataError(f"backend dali: {e}; install it (pip install nvidia-dali-cuda120) or use --backend pyav") from e
+            raise DataError(f"backend dali: {e}; pip install nvidia-dali-cuda120, or use --backend pyav") from e
         self._ndd = ndd
         self.spec = spec
         self.device = device

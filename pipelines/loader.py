@@ -140,9 +140,9 @@ class ClipLoader:
             video, self.spec, seed=self.seed, epoch=epoch, position=position, flipped_labels=self.flipped_labels
         )
 
-    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[ClipBatch]:
-        """Yield the batches of an epoch, from number `skip` on."""
-        positions = self._shard(epoch)[skip * self.batch_size :]
+    def epoch(self, epoch: int = 0, *, passes: int = 1) -> Iterator[ClipBatch]:
+        """Yield the batches of an epoch; of `passes` epochs as if they were one long one."""
+        positions = [p for e in range(epoch, epoch + passes) for p in self._shard(e)]
         ready: queue.Queue[ClipBatch | BaseException | None] = queue.Queue(self.prefetch)
         stop = threading.Event()
 
@@ -158,6 +158,7 @@ class ClipLoader:
         def produce() -> None:
             try:
                 for at in range(0, len(positions), self.batch_size):
+                    # a longer evaluation repeats its plans; a training epoch has its own
                     plans = [self.plan(p, epoch) for p in positions[at : at + self.batch_size]]
                     batch = self._batch(plans)
                     if batch is not None and not hand_over(batch):

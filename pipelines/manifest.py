@@ -10,10 +10,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.annotations import Annotations, Sample
 from pipelines.sampling import FRAMES_PER_SEGMENT
@@ -81,7 +83,7 @@ def scan_file(path: str) -> VideoFile:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         return VideoFile(status=f"cannot be read: {e.strerror}" if os.path.exists(path) else "no such file")
-    facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
+    facts: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
     if stat.st_size == 0:
         return VideoFile(**facts, status="empty file")
     try:
@@ -104,7 +106,7 @@ def scan_file(path: str) -> VideoFile:
             facts["num_frames"] = num_frames
     except (av.error.FFmpegError, OSError, ValueError) as e:
         return VideoFile(**facts, status=f"not a readable video: {_reason(e)}")
-    return VideoFile(**facts, status=_judge(num_frames, last_s, announced_s, facts))  # type: ignore[arg-type]
+    return VideoFile(**facts, status=_judge(num_frames, last_s, announced_s, facts))
 
 
 def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untyped-def]
@@ -116,7 +118,7 @@ def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untype
     return 0.0
 
 
-def _judge(num_frames: int, last_s: float, announced_s: float, facts: dict[str, object]) -> str:
+def _judge(num_frames: int, last_s: float, announced_s: float, facts: dict[str, Any]) -> str:
     if not facts["width"] or not facts["height"]:
         return "not a readable video: picture size unknown"
     if 0 < last_s < TRUNCATED_SHARE * announced_s:
@@ -153,7 +155,7 @@ def build_manifest(
 def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str, VideoFile]]:
     from rich.progress import track
 
-    label = "Scanning videos"
+    label, progress = "Scanning videos", progress and sys.stderr.isatty()
     if len(paths) < 64:  # starting processes would take longer
         results: Iterable[VideoFile] = map(scan_file, paths)
         yield from track(zip(paths, results, strict=True), label, len(paths), disable=not progress)

@@ -14,7 +14,6 @@ from pipelines.clip import ClipSpec
 from pipelines.manifest import Video
 from pipelines.sampling import center_frame_indices, random_frame_indices
 
-CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 # Offsets of the 13 positions, in quarters of the room that is left (x, y): corners and edges, centre, inner four.
 CROP_POSITIONS = (
     *((x, y) for x in (0, 2, 4) for y in (0, 2, 4)),
@@ -39,16 +38,18 @@ def center_crop(width: int, height: int, ratio: float) -> tuple[int, int, int, i
     return (width - side) // 2, (height - side) // 2, side, side
 
 
-def multi_scale_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The authors' training crop: x, y, width, height, one of ten shapes at one of thirteen places.
+def multi_scale_crop(
+    width: int, height: int, scales: tuple[float, ...], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """The authors' training crop: x, y, width, height, at one of thirteen places.
 
-    Both sides are a scale of the short side, at most one step of `CROP_SCALES` apart.
+    Both sides are one of `scales` of the short side, at most one step of that list apart.
     """
     short = min(width, height)
-    steps = len(CROP_SCALES)
+    steps = len(scales)
     shapes = [(i, j) for i in range(steps) for j in range(steps) if abs(i - j) <= 1]
     i, j = shapes[rng.integers(len(shapes))]
-    w, h = int(short * CROP_SCALES[i]), int(short * CROP_SCALES[j])
+    w, h = int(short * scales[i]), int(short * scales[j])
     across, down = CROP_POSITIONS[rng.integers(len(CROP_POSITIONS))]
     return across * ((width - w) // 4), down * ((height - h) // 4), w, h
 
@@ -69,7 +70,7 @@ def plan_training(
     """
     rng = np.random.default_rng((seed, epoch, position))
     frames = random_frame_indices(video.file.num_frames, spec.num_segments, rng, spec.frames_per_segment)
-    crop = multi_scale_crop(video.file.width, video.file.height, rng)
+    crop = multi_scale_crop(video.file.width, video.file.height, spec.crop_scales, rng)
     flip = bool(rng.integers(2))
     label = flipped_labels[video.sample.label] if flip else video.sample.label
     return ClipPlan(video, frames, crop, flip, label)

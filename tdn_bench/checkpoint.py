@@ -164,6 +164,11 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     return LoadReport(tuple(sorted(unused.values())), metadata)
 
 
+def read_metadata(path: Path) -> dict[str, object]:
+    """The notes that `save_checkpoint` wrote beside the tensors; {} for a file of another kind."""
+    return _read(path)[1] if path.suffix == ".safetensors" else {}
+
+
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, object]) -> None:
     """Write the model's tensors and JSON-able notes as safetensors, atomically."""
     path = Path(path)

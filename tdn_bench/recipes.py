@@ -11,30 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tdn_bench.flags import DataFlags
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "pyav", "dali"]
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(DataFlags):
     """A complete run; every field is a flag."""
 
     name: str = "sthv2"
     """What the run is called in its record."""
-    data: Path | None = None
-    """Folder in Something-Something V2's layout."""
-    train_list: Path | None = None
-    """Instead of --data: the authors' list of training videos, `path num_frames label` a line."""
-    val_list: Path | None = None
-    """Instead of --data: the list of validation videos."""
-    class_names: Path | None = None
-    """With lists: a text file, one class name a line."""
     model: str = "tdn_resnet50"
     """Network; `tdn-bench list` names them."""
     num_segments: int = 8
     """T, segments in a clip, of 5 frames each."""
     size: int = 224
     """Height and width of the network's input, pixels (at least 64)."""
+    crop_ratio: float = 224 / 256
+    """Share of the short side that validation's centre crop keeps."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Shares of the short side that the sides of a training crop take (multi-scale crop)."""
     dropout: float = 0.5
     """Dropout before the classifier."""
     init: Path | None = None
@@ -67,8 +65,6 @@ class Recipe:
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
     backend: Backend = "auto"
     """Video loader: DALI on a GPU, PyAV without one."""
-    workers: int | None = None
-    """Decoding threads; default: one a core."""
     evaluate_every: int = 1
     """Epochs between validations (the last epoch is always validated)."""
     seed: int = 0
@@ -105,6 +101,8 @@ def demo() -> Recipe:
         model="tdn_resnet_small",
         num_segments=4,
         size=64,
+        crop_ratio=1.0,
+        crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
         dropout=0.2,
         batch_size=16,
         epochs=12,

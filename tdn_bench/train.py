@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,20 @@ from pipelines.annotations import flip_labels
 from pipelines.clip import ClipSpec
 from pipelines.loader import BadClips, ClipLoader
 from pipelines.manifest import Manifest
-from tdn_bench.checkpoint import load_checkpoint, load_imagenet, read_training_state, save_checkpoint, write_training_state
-from tdn_bench.cli import open_manifest, pick_device, run_command
+from tdn_bench.checkpoint import (
+    load_checkpoint,
+    load_imagenet,
+    read_training_state,
+    save_checkpoint,
+    write_training_state,
+)
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import Scores, score
+from tdn_bench.flags import pick_device
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.recipes import RECIPES, Recipe
+from tdn_bench.record import Record, make_record, write_record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -59,7 +67,9 @@ class TrainResult:
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
     """The authors' optimiser groups: biases of convolutions and linear layers learn twice as fast and do not
     decay; batch norm does not decay."""
-    weights, biases, norms = [], [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.BatchNorm2d):
@@ -151,7 +161,7 @@ def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
-    """Train by `recipe`; leaves `best.safetensors`, `last.pt`, TensorBoard scalars and bad_clips.jsonl in its output."""
+    """Train by `recipe`; its output folder gets `best.safetensors`, `last.pt`, scalars and bad_clips.jsonl."""
     _check(recipe)
     with distributed(pick_device(recipe.device)) as (ranks, device):
         return _train(recipe, device, ranks, progress and ranks.is_first)
@@ -168,9 +178,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> TrainResult:
-    manifest = open_manifest(
-        recipe.data, recipe.train_list, recipe.val_list, recipe.class_names, workers=recipe.workers, progress=progress
-    )
+    manifest = recipe.open(progress)
     precision = resolve_precision(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     try:
@@ -209,8 +217,8 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
 
     bad_clips = BadClips(recipe.output / "bad_clips.jsonl")
     bad_clips.log.unlink(missing_ok=True)  # type: ignore[union-attr]
-    spec = ClipSpec(recipe.num_segments, size=recipe.size)
-    shared = {
+    spec = ClipSpec(recipe.num_segments, size=recipe.size, crop_ratio=recipe.crop_ratio, crop_scales=recipe.crop_scales)
+    shared: dict[str, Any] = {
         "backend": recipe.backend,
         "device": device,
         "workers": recipe.workers,
@@ -228,8 +236,8 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
     with (
         ClipLoader(
             manifest.split("train"), spec, batch_size, flipped_labels=flip_labels(manifest.classes), **shared
-        ) as training,  # type: ignore[arg-type]
-        ClipLoader(manifest.split("validation"), spec, batch_size, **shared) as validation,  # type: ignore[arg-type]
+        ) as training,
+        ClipLoader(manifest.split("validation"), spec, batch_size, **shared) as validation,
     ):
         for number in range(len(history), recipe.epochs):
             epoch, seconds = _train_epoch(step, training, number, progress)
@@ -254,7 +262,12 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
             if epoch.top1 is not None and epoch.top1 > best:
                 best = epoch.top1
                 notes = {"model": recipe.model, "num_segments": recipe.num_segments, "size": recipe.size}
-                notes |= {"classes": list(manifest.classes), "epoch": number + 1, "top1": epoch.top1}
+                notes |= {
+                    "crop_ratio": recipe.crop_ratio,
+                    "classes": list(manifest.classes),
+                    "epoch": number + 1,
+                    "top1": epoch.top1,
+                }
                 save_checkpoint(network, recipe.output / "best.safetensors", notes)
         if scores is None:  # resumed after the last epoch
             scores = validate(classifier, validation, ranks, precision)
@@ -283,11 +296,13 @@ def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: boo
         for batch in loader.epoch(number):
             total += step(batch.frames, batch.labels, number + done / steps)
             clips, done = clips + len(batch), done + 1
-            if done % 20 == 0 or done == steps:  # reading the loss waits for the device
-                if not torch.isfinite(total):
-                    raise UserError(f"the loss became {total.item()} in epoch {number + 1}; try a smaller --lr")
+            # reading the loss waits for the device, so not at every step
+            if (done % 20 == 0 or done == steps) and not torch.isfinite(total):
+                raise UserError(f"the loss became {total.item()} in epoch {number + 1}; try a smaller --lr")
             elapsed = time.perf_counter() - start
-            advance(f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data")
+            advance(
+                f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data"
+            )
     if not done:
         raise UserError("no batch of the training split could be decoded; see bad_clips.jsonl in the output folder")
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
@@ -342,10 +357,47 @@ def _progress(enabled: bool, title: str, total: int) -> Iterator[Callable[[str],
     """A progress bar; the yielded function advances it by one with a note."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True, disable=not enabled or not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
+
+
+def train_record(recipe: Recipe, result: TrainResult) -> Record:
+    """The run as a record: accuracy of the last epoch, and what every epoch did."""
+    last = result.epochs[-1]
+    figures = {
+        "top1_percent": result.scores.top(1),
+        "top5_percent": result.scores.top(5),
+        "best_top1_percent": max(e.top1 for e in result.epochs if e.top1 is not None),
+        "loss": last.loss,
+        "train_s": result.train_s,
+        "clips_per_s": sum(e.clips_per_s for e in result.epochs) / len(result.epochs),
+        "wait_share": sum(e.wait_share for e in result.epochs) / len(result.epochs),
+        "bad_clips": result.bad_clips,
+    }
+    samples = {
+        "loss": [e.loss for e in result.epochs],
+        "clips_per_s": [e.clips_per_s for e in result.epochs],
+        "wait_share": [e.wait_share for e in result.epochs],
+        "top1_percent": [e.top1 for e in result.epochs if e.top1 is not None],
+        "top1_epoch": [float(e.epoch) for e in result.epochs if e.top1 is not None],
+    }
+    details = {
+        "precision": result.precision,
+        "confusion": result.scores.confusion().tolist(),
+        "classes": list(result.manifest.classes),
+    }
+    return make_record(
+        "train", recipe.name, figures=figures, samples=samples, settings=asdict(recipe), device=result.device,
+        manifest=result.manifest, details=details,
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -356,6 +408,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = tyro.extras.overridable_config_cli(configs, args=argv, prog="tdn-bench train")
     result = train(recipe)
     print(f"checkpoint: {result.checkpoint}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"record: {write_record(train_record(recipe, result), recipe.output)}")
 
 
 if __name__ == "__main__":

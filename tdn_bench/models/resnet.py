@@ -60,9 +60,7 @@ class Bottleneck(nn.Module):
     network of this package looks across segments inside a block (TDN paper, Fig. 2).
     """
 
-    def __init__(
-        self, c_in: int, channels: int, *, stride: int = 1, temporal: nn.Module | None = None
-    ) -> None:
+    def __init__(self, c_in: int, channels: int, *, stride: int = 1, temporal: nn.Module | None = None) -> None:
         super().__init__()
         c_out = channels * EXPANSION
         self.conv1 = ConvBN(c_in, channels, 1)

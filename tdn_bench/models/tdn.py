@@ -151,9 +151,7 @@ def list_models() -> list[str]:
     return list(_BUILDERS)
 
 
-def create_model(
-    name: str, *, num_classes: int, num_segments: int = 8, dropout: float = 0.5
-) -> SegmentNetwork:
+def create_model(name: str, *, num_classes: int, num_segments: int = 8, dropout: float = 0.5) -> SegmentNetwork:
     """Build a network with fresh weights; its input is a float clip (B, T, L, C, H, W).
 
     Raises ValueError for an unknown name, fewer than 2 segments or fewer than 1 class.

@@ -1,0 +1,38 @@
+"""`tdn-bench COMMAND …`, the same as `python -m tdn_bench.COMMAND …`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "the whole way on synthetic videos: train TDN and TSN, measure every engine, write a report",
+    "prepare": "scan a data set and say what is missing or broken",
+    "train": "train a network by a recipe",
+    "evaluate": "top-1 and top-5 accuracy of a checkpoint",
+    "throughput": "ms/video from file to label with one engine",
+    "report": "a Markdown page and plots from a folder of records",
+    "doctor": "what this machine can run, and what is missing",
+    "list": "the networks and recipes by name",
+    "gpu-suite": "check, then measure, everything a GPU machine can do (a dry run without one)",
+}
+
+
+def main() -> int:
+    """Run a command; 2 for an unknown one."""
+    from tdn_bench.cli import run_command
+
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: tdn-bench COMMAND [--help] …\n")
+        print("\n".join(f"  {command:12s}{what}" for command, what in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = import_module(f"tdn_bench.{'doctor' if name == 'list' else name.replace('-', '_')}")
+    return run_command(module.list_main if name == "list" else module.main, sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

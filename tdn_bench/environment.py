@@ -1,0 +1,98 @@
+"""What machine, which libraries, which commit: the part of a record that makes its figures comparable."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "torch", "triton", "numpy", "av", "nvidia-dali-cuda120", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
+    "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt",
+)  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_name(device: torch.device) -> str:
+    """A short name for a folder of records: `h200` for a GPU, `cpu-2core` without one."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        return re.sub(r"[^a-z0-9]+", "-", re.sub(r"nvidia|geforce|tesla", "", name)).strip("-").split("-")[0]
+    return f"cpu-{cores()}core"
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """Processor, memory, GPU and driver."""
+    machine: dict[str, object] = {
+        "name": machine_name(device),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "driver": _driver_version(),
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+def _driver_version() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of every library that can change a figure."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The project's commit, with `+` where the working tree differs from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/*.toml")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

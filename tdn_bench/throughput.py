@@ -1,0 +1,271 @@
+"""From video file to label, timed: `python -m tdn_bench.throughput --engine trt`.
+
+ms/video as the paper's Table 5 has it: batches of 16, loading included. The engine is first checked against
+eager float32 on the same clips; warm-up is left out; the videos of whole passes over a split are counted.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines import ENGINES, EngineSpec, EngineUnavailable, create_engine, default_precision, why_unavailable
+from pipelines.clip import Stages
+from pipelines.loader import BadClips, ClipLoader
+from pipelines.manifest import Manifest
+from tdn_bench.cli import run_command
+from tdn_bench.environment import machine_name
+from tdn_bench.errors import UserError
+from tdn_bench.evaluate import Scores
+from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
+from tdn_bench.gpu_monitor import GpuMonitor
+from tdn_bench.parity import check_engine
+from tdn_bench.record import Record, make_record, write_record
+
+REAL_TIME_FRAMES_PER_S = 25
+SYNTHETIC_DATA = Path("runs/synthetic")
+CHECKED_BATCHES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput(NetworkFlags, DataFlags):
+    """Measure ms/video from file to label with one engine, or the loader alone. Without --data a small synthetic
+    set is rendered once; without --checkpoint weights are fresh, and no accuracy is stated."""
+
+    engine: Literal["eager", "compile", "onnx", "openvino", "trt", "none"] = "eager"
+    """What runs the network; `none` measures the loader alone. `tdn-bench doctor` says which are ready."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the network's arithmetic; auto is fp32 on a CPU and fp16 on a GPU."""
+    split: Literal["train", "validation"] = "validation"
+    """Which videos."""
+    batch_size: int = 16
+    """Videos in a batch (16 in the paper's Table 5)."""
+    seconds: float = 10
+    """Measure whole passes over the split for at least this long."""
+    warmup_batches: int = 4
+    """Batches run and not counted."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    backend: Literal["auto", "pyav", "dali"] = "auto"
+    """Video loader: DALI on a GPU, PyAV without one."""
+    name: str | None = None
+    """Name of the record; default: made of engine, precision and backend."""
+    results: Path = Path("results")
+    """The record goes to <results>/<machine>/."""
+
+
+def resolve(config: Throughput) -> Throughput:
+    """Fill every default that depends on the checkpoint, the machine or missing data: a record then shows all."""
+    if config.batch_size < 1 or config.seconds < 0 or config.warmup_batches < 0:
+        raise UserError("--batch-size must be at least 1, --seconds and --warmup-batches at least 0")
+    device = config.device
+    if config.engine == "openvino" and device == "auto":
+        device = "cpu"  # OpenVINO does not run on NVIDIA's GPUs
+    device = str(pick_device(device))
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp32" if config.engine == "none" else default_precision(config.engine, device)  # type: ignore[assignment]
+    data = config.data
+    if data is None and config.train_list is None:
+        from pipelines.synthetic import make_dataset
+
+        print(f"no --data: measuring on synthetic videos in {SYNTHETIC_DATA}", file=sys.stderr)
+        data = make_dataset(SYNTHETIC_DATA, train=8, validation=64, workers=config.workers)
+    return replace(config.resolved(), device=device, precision=precision, data=data)
+
+
+@dataclass
+class Timings:
+    """One value a batch: seconds from the last result to this one, of them waiting for data and running the
+    engine, and the videos in it; and the loader's work in all."""
+
+    interval_s: list[float]
+    wait_s: list[float]
+    infer_s: list[float]
+    videos: list[int]
+    stages: Stages
+
+
+def run_batches(
+    loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, passes: int
+) -> tuple[Timings, Scores | None]:
+    """Take `passes` whole passes over the loader's videos, timing every batch; scores are of the first pass."""
+    timings = Timings([], [], [], [], Stages())
+    ids: list[str] = []
+    logits, labels = [], []
+    cuda = loader.device.type == "cuda"
+    batches = iter(loader.epoch(passes=passes))
+    done = time.perf_counter()
+    while True:
+        waited_before = loader.wait_s
+        batch = next(batches, None)
+        if batch is None:
+            break
+        start = time.perf_counter()
+        if classify is not None:
+            result = classify(batch.frames)
+            if len(ids) < len(loader.videos):
+                logits.append(result.float().cpu())
+                labels.append(batch.labels.cpu())
+                ids += batch.ids
+        if cuda:
+            torch.cuda.synchronize(loader.device)  # a timer without it would time the launch
+        now = time.perf_counter()
+        timings.interval_s.append(now - done)
+        timings.wait_s.append(loader.wait_s - waited_before)
+        timings.infer_s.append(now - start)
+        timings.videos.append(len(batch))
+        timings.stages.add(batch.stages)
+        done = now
+    if not logits:
+        return timings, None
+    seen = dict.fromkeys(ids)  # a batch may reach into the second pass
+    first = len(seen)
+    return timings, Scores(tuple(ids[:first]), torch.cat(logits)[:first], torch.cat(labels)[:first])
+
+
+def figures(timings: Timings, manifest: Manifest, config: Throughput) -> dict[str, object]:
+    """ms/video, percentiles, rates and the ledger, from raw timings."""
+    videos, wall_s = sum(timings.videos), sum(timings.interval_s)
+    per_video_ms = 1000 * np.array(timings.interval_s) / np.array(timings.videos)
+    p50, p90, p99 = np.percentile(per_video_ms, (50, 90, 99))
+    frames_per_clip = config.num_segments * 5 if config.num_segments else 0
+    frames_per_s = videos * frames_per_clip / wall_s
+    ledger = {f"ledger_{f.name.removesuffix('_s')}_ms": getattr(timings.stages, f.name) for f in fields(Stages)}
+    ledger |= {"ledger_infer_ms": sum(timings.infer_s), "ledger_idle_ms": sum(timings.wait_s)}
+    return {
+        "videos": videos,
+        "batches": len(timings.videos),
+        "wall_s": wall_s,
+        "ms_per_video": 1000 * wall_s / videos,
+        "p50_ms_per_video": p50,
+        "p90_ms_per_video": p90,
+        "p99_ms_per_video": p99,
+        "clips_per_s": videos / wall_s,
+        "frames_per_s": frames_per_s,
+        "real_time": bool(frames_per_s >= REAL_TIME_FRAMES_PER_S),
+        **{name: 1000 * seconds / videos for name, seconds in ledger.items()},
+    }
+
+
+def measure(config: Throughput) -> Record:
+    """Check, warm up, measure; return the record (not yet written)."""
+    if config.engine not in (*ENGINES, "none"):
+        raise UserError(f"unknown engine {config.engine!r}; choose one of {', '.join(ENGINES)}, none")
+    config = resolve(config)
+    device = torch.device(config.device)
+    if config.engine != "none" and (reason := why_unavailable(config.engine, config.device)) is not None:
+        raise EngineUnavailable(f"engine {config.engine!r} on {config.device}: {reason}")  # before any video is read
+    manifest, spec = config.open(), config.clip_spec()
+    bad_clips = BadClips()
+    found: dict[str, object] = {}
+    details: dict[str, object] = {}
+    with ClipLoader(
+        manifest.split(config.split), spec, config.batch_size, backend=config.backend, device=device,
+        workers=config.workers, bad_clips=bad_clips,
+    ) as loader:  # fmt: skip
+        if config.engine == "none":
+            timings, scores, monitor = _timed(loader, None, config)
+        else:
+            classifier = config.build(len(manifest.classes), device)
+            clips = [b.frames for _, b in zip(range(CHECKED_BATCHES), loader.epoch(), strict=False)]
+            engine_spec = EngineSpec(spec.shape, config.batch_size, config.precision, str(device))
+            with create_engine(config.engine, classifier, engine_spec) as engine:
+                with create_engine("eager", classifier, replace(engine_spec, precision="fp32")) as reference:
+                    agreement = check_engine(engine, reference, clips, config.precision)
+                del classifier, reference, clips
+                timings, scores, monitor = _timed(loader, engine, config)
+                found |= {"build_s": engine.build_s}
+                details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
+    found = figures(timings, manifest, config) | found | {"bad_clips": len(bad_clips)} | monitor.figures()
+    # Of the process from its start, so with the reference's and the builder's share.
+    found["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        found["peak_torch_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    if scores is not None and config.checkpoint is not None:
+        found |= {"top1_percent": scores.top(1), "top5_percent": scores.top(5)}
+    if bad_clips.reasons:
+        details["bad_clips"] = bad_clips.reasons
+    backend = loader.decoder.name
+    label = backend if config.engine == "none" else f"{config.engine}-{config.precision}-{backend}"
+    samples = {k: v for k, v in asdict(timings).items() if isinstance(v, list)}
+    samples |= {f"gpu_{k}": v for k, v in monitor.samples.items()}
+    return make_record(
+        "loader" if config.engine == "none" else "throughput",
+        config.name or label,
+        figures=found,
+        samples=samples,
+        settings=asdict(config) | {"backend": backend},
+        device=device,
+        manifest=manifest,
+        details=details,
+    )
+
+
+def _timed(
+    loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, config: Throughput
+) -> tuple[Timings, Scores | None, GpuMonitor]:
+    """Warm up, find how many passes fill the wanted time, and measure them."""
+    start, videos, wanted = time.perf_counter(), 0, max(1, config.warmup_batches)
+    for _, batch in zip(range(wanted), loader.epoch(passes=wanted), strict=False):
+        if classify is not None:
+            classify(batch.frames)
+        videos += len(batch)
+    if loader.device.type == "cuda":
+        torch.cuda.synchronize(loader.device)
+        torch.cuda.reset_peak_memory_stats(loader.device)
+    if not videos:
+        raise UserError("no video of the split could be decoded; see the reasons with `tdn-bench prepare`")
+    per_pass_s = (time.perf_counter() - start) / videos * len(loader.videos)
+    passes = max(1, math.ceil(config.seconds / per_pass_s))
+    with GpuMonitor(loader.device) as monitor:
+        timings, scores = run_batches(loader, classify, passes)
+    return timings, scores, monitor
+
+
+def summary(record: Record) -> str:
+    """The figures a person looks for first."""
+    f, s = record.figures, record.settings
+    lines = [
+        f"{record.name}: {f['ms_per_video']:.2f} ms/video (p50 {f['p50_ms_per_video']:.2f}, "
+        f"p90 {f['p90_ms_per_video']:.2f}, p99 {f['p99_ms_per_video']:.2f}; {f['videos']} videos in "
+        f"{f['batches']} batches of up to {s['batch_size']}), {f['clips_per_s']:.1f} clips/s, "
+        f"{f['frames_per_s']:.0f} frames/s ({'real time' if f['real_time'] else 'not real time'})",
+        "  work per video: " + ", ".join(f"{k[7:-3]} {v:.2f} ms" for k, v in f.items() if k.startswith("ledger_")),
+    ]
+    if "agreement_with_eager_fp32" in record.details:
+        a = record.details["agreement_with_eager_fp32"]
+        lines.append(
+            f"  against eager fp32 on {a['clips']} clips: largest difference {a['max_difference']:.1e} standard "
+            f"deviations, same class on {a['top1_percent']:.1f} %; built in {f['build_s']:.1f} s"
+        )
+    if "top1_percent" in f:
+        lines.append(f"  accuracy: top-1 {f['top1_percent']:.2f} %, top-5 {f['top5_percent']:.2f} %")
+    if f["bad_clips"]:
+        lines.append(f"  {f['bad_clips']} videos could not be used; the record lists them")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure ms/video from file to label; writes a record."""
+    import tyro
+
+    config = tyro.cli(Throughput, args=argv, prog="tdn-bench throughput")
+    record = measure(config)
+    path = write_record(record, config.results / machine_name(torch.device(str(record.settings["device"]))))
+    print(summary(record))
+    print(f"record: {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
