@@ -164,7 +164,7 @@ class ClipLoader:
                     if batch is not None and not hand_over(batch):
                         return
                 hand_over(None)
-            except BaseException as e:  # not hidden: raised again in the consumer's thread
+            except BaseException as e:  # noqa: BLE001 -- not hidden: raised again in the consumer's thread
                 hand_over(e)
 
         thread = threading.Thread(target=produce, name="loader", daemon=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 from pipelines.clip import ClipBatch
 from pipelines.loader import BadClips, ClipLoader
 from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
 from tdn_bench.record import make_record, write_record
@@ -66,7 +65,7 @@ class Evaluate(NetworkFlags, DataFlags):
     backend: Literal["auto", "pyav", "dali"] = "auto"
     """Video loader: DALI on a GPU, PyAV without one."""
     results: Path | None = None
-    """Also write a record to <results>/<machine>/."""
+    """Also write a record to this folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             samples={}, settings=asdict(config), device=device, manifest=manifest,
             details={"confusion": scores.confusion().tolist(), "classes": list(manifest.classes)},
         )  # fmt: skip
-        print(f"record: {write_record(record, config.results / machine_name(device))}")
+        print(f"record: {write_record(record, config.results)}")
 
 
 if __name__ == "__main__":

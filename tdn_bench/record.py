@@ -57,8 +57,13 @@ def make_record(
         data = {"name": manifest.name, "digest": manifest.digest(), "videos": len(manifest.videos)}
     return Record(
         kind, name, figures, samples, settings, _command(), describe_machine(device), versions(), commit(), data,
-        datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), details or {},
+        utc_now(), details or {},
     )  # fmt: skip
+
+
+def utc_now() -> str:
+    """The time as records write it; such strings sort by time."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _command() -> list[str]:
@@ -98,10 +103,11 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def latest_records(folder: Path) -> list[Record]:
-    """The newest record of every kind and name below `folder`, oldest first."""
+def latest_records(folder: Path, since: str = "") -> list[Record]:
+    """The newest record of every kind and name in `folder`, oldest first; none older than `since` (see utc_now)."""
     newest: dict[tuple[str, str], Record] = {}
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
     for record in sorted(records, key=lambda r: r.created_utc):
-        newest[record.kind, record.name] = record
+        if record.created_utc >= since:
+            newest[record.kind, record.name] = record
     return sorted(newest.values(), key=lambda r: r.created_utc)

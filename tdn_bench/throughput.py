@@ -60,8 +60,8 @@ class Throughput(NetworkFlags, DataFlags):
     """Video loader: DALI on a GPU, PyAV without one."""
     name: str | None = None
     """Name of the record; default: made of engine, precision and backend."""
-    results: Path = Path("results")
-    """The record goes to <results>/<machine>/."""
+    results: Path | None = None
+    """Folder for the record; default: results/<machine>/."""
 
 
 def resolve(config: Throughput) -> Throughput:
@@ -262,9 +262,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = tyro.cli(Throughput, args=argv, prog="tdn-bench throughput")
     record = measure(config)
-    path = write_record(record, config.results / machine_name(torch.device(str(record.settings["device"]))))
     print(summary(record))
-    print(f"record: {path}")
+    folder = config.results or Path("results") / machine_name(torch.device(str(record.settings["device"])))
+    print(f"record: {write_record(record, folder)}")
 
 
 if __name__ == "__main__":

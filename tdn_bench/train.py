@@ -54,7 +54,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class TrainResult:
-    checkpoint: Path
+    checkpoint: Path  # of the last epoch, which `scores` belong to
     epochs: tuple[Epoch, ...]
     scores: Scores
     bad_clips: int
@@ -161,7 +161,7 @@ def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
-    """Train by `recipe`; its output folder gets `best.safetensors`, `last.pt`, scalars and bad_clips.jsonl."""
+    """Train by `recipe`; its output folder gets `last` and `best.safetensors`, `last.pt`, scalars, bad_clips.jsonl."""
     _check(recipe)
     with distributed(pick_device(recipe.device)) as (ranks, device):
         return _train(recipe, device, ranks, progress and ranks.is_first)
@@ -259,22 +259,25 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
                     "history": [asdict(e) for e in history],
                 },
             )
+            notes = {
+                "model": recipe.model,
+                "num_segments": recipe.num_segments,
+                "size": recipe.size,
+                "crop_ratio": recipe.crop_ratio,
+                "classes": list(manifest.classes),
+                "epoch": number + 1,
+                "top1": epoch.top1,
+            }
+            save_checkpoint(network, recipe.output / "last.safetensors", notes)
             if epoch.top1 is not None and epoch.top1 > best:
                 best = epoch.top1
-                notes = {"model": recipe.model, "num_segments": recipe.num_segments, "size": recipe.size}
-                notes |= {
-                    "crop_ratio": recipe.crop_ratio,
-                    "classes": list(manifest.classes),
-                    "epoch": number + 1,
-                    "top1": epoch.top1,
-                }
                 save_checkpoint(network, recipe.output / "best.safetensors", notes)
         if scores is None:  # resumed after the last epoch
             scores = validate(classifier, validation, ranks, precision)
     if writer is not None:
         writer.close()
     return TrainResult(
-        recipe.output / "best.safetensors",
+        recipe.output / "last.safetensors",
         tuple(history),
         scores,
         len(bad_clips),

@@ -35,12 +35,11 @@ def test_fp16_engine_of_tdn_computes_in_fp16(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_tensorrt
-@pytest.mark.slow
-def test_bf16_engine_of_tdn_convolves_in_bf16(tmp_path: Path) -> None:
-    _, layers = build(small_tdn(), EngineSpec(TDN_SHAPE, 8, "bf16", "cuda"), tmp_path)
+def test_bf16_engine_convolves_in_bf16(tmp_path: Path) -> None:
+    _, layers = build(Motion(), EngineSpec(SPEC.frames_shape, 4, "bf16", "cuda"), tmp_path)
     convolutions = [layer for layer in layers if layer.kind == "correlation"]
-    assert len(convolutions) > 20
-    assert {kind for layer in convolutions for kind in layer.inputs} == {"BFloat16"}  # its pooling is in fp32
+    assert convolutions
+    assert {kind for layer in convolutions for kind in layer.inputs} == {"BFloat16"}  # pooling would be in fp32
 
 
 @pytest.mark.needs_tensorrt
@@ -48,7 +47,7 @@ def test_bf16_engine_of_tdn_convolves_in_bf16(tmp_path: Path) -> None:
 def test_engine_built_without_a_gpu_is_refused_where_there_is_none(tmp_path: Path) -> None:
     plan, layers = build(Motion(), EngineSpec(SPEC.frames_shape, 4, "fp32", "cuda"), tmp_path)
     assert {name for layer in layers for name in layer.inputs} == {"UInt8", "Float"}
-    with pytest.raises(EngineError, match="cannot load this engine on this machine: .*cudaError") as caught:
+    with pytest.raises(EngineError, match=r"cannot load this engine on this machine: .*cudaError") as caught:
         load_engine(plan, new_log(load_tensorrt()))
     assert "\n" not in str(caught.value)
 
@@ -68,7 +67,7 @@ def test_build_gives_the_librarys_first_reason(tmp_path: Path) -> None:
     )
     path = tmp_path / "network.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)]), path)
-    with pytest.raises(EngineError, match="cannot build this network: .*UInt8") as caught:
+    with pytest.raises(EngineError, match=r"cannot build this network: .*UInt8") as caught:
         build_engine(path, SPEC)
     assert "\n" not in str(caught.value)
     path.write_bytes(b"not a network")

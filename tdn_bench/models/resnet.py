@@ -71,11 +71,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        y = torch.relu(self.conv1(x))
+        y = self.conv1(x).relu_()  # in place: neither batch norm nor convolution needs its output again
         if self.temporal is not None:
             y = self.temporal(y)
-        y = torch.relu(self.conv2(y))
-        return torch.relu(self.conv3(y) + identity)
+        y = self.conv2(y).relu_()
+        return self.conv3(y).add_(identity).relu_()
 
 
 def make_stage(

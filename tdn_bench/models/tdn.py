@@ -79,7 +79,7 @@ class SegmentNetwork(nn.Module):
             raise ValueError(f"height and width must be at least {MIN_SIZE}, not {tuple(clip.shape[-2:])}")
         segments = clip.flatten(0, 1)  # (N, L, C, H, W)
         centre = segments[:, FRAMES_PER_SEGMENT // 2].contiguous(memory_format=torch.channels_last)
-        x = torch.relu(self.stem(centre))
+        x = self.stem(centre).relu_()
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         if self.short_term is None:
             x = self.res2(x)
@@ -111,7 +111,7 @@ class FrameClassifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         clip = frames.permute(0, 1, 2, 5, 3, 4).to(self.mean.dtype)
-        return self.network((clip - self.mean) / self.std).float()
+        return self.network((clip - self.mean).div_(self.std)).float()
 
     def fold_batch_norm(self) -> FrameClassifier:
         """Fold every batch norm into the convolution before it, in place (inference only)."""

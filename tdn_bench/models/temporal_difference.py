@@ -39,7 +39,7 @@ class ShortTermDifference(nn.Module):
         """Map (N, L, C, H, W) to the motion features (N, c, H/8, W/8)."""
         difference = (segments[:, 1:] - segments[:, :-1]).flatten(1, 2)  # (N, (L-1)·C, H, W)
         x = F.avg_pool2d(difference.contiguous(memory_format=torch.channels_last), 2)
-        x = torch.relu(self.stem(x))
+        x = self.stem(x).relu_()
         return F.max_pool2d(x, 3, stride=2, padding=1)
 
     def fuse(self, rgb: Tensor, motion: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class LongTermDifference(nn.Module):
     def gate(self, difference: Tensor) -> Tensor:
         """Map a difference (N, c/r, H, W) to a gate in (−0.5, 0.5), (N, c, H, W)."""
         half = upsample_to(self.half_scale(F.avg_pool2d(difference, 2)), difference)
-        mean = (difference + half + self.full_scale(difference)) / 3
+        mean = self.full_scale(difference).add_(half).add_(difference).div_(3)
         return torch.sigmoid(self.expand(mean)) - 0.5
 
     def forward(self, x: Tensor) -> Tensor:

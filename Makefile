@@ -1,0 +1,60 @@
+# Everything runs in .venv, made on first use. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+comma := ,
+# Without a GPU: OpenVINO, the fastest CPU engine, and TensorRT-RTX, which builds engines without one.
+EXTRAS ?= $(if $(shell command -v nvidia-smi 2>/dev/null),dev$(comma)trt,dev$(comma)openvino$(comma)trt-rtx)
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+RUN := $(VENV)/bin/python -m
+DATA ?= data/something-something-v2
+ARGS ?=
+
+.PHONY: help setup demo test lint format train-sthv2 throughput report doctor gpu-suite benchmark clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+setup: $(STAMP)  ## make .venv and install what is needed (once)
+
+demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine -> report (about 8 minutes on 2 cores)
+	$(RUN) tdn_bench.demo $(ARGS)
+
+test: $(STAMP)  ## the test suite
+	$(RUN) pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(STAMP)  ## let ruff format the code
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make train-sthv2 DATA=/path [ARGS='--init resnet50.pth']
+	$(RUN) tdn_bench.train sthv2 --data $(DATA) $(ARGS)
+
+throughput: $(STAMP)  ## ms/video from file to label: make throughput ARGS='--engine trt --checkpoint FILE --data DIR'
+	$(RUN) tdn_bench.throughput $(ARGS)
+
+report: $(STAMP)  ## a page from a folder of records: make report ARGS=results/<machine>/demo
+	$(RUN) tdn_bench.report $(ARGS)
+
+doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get the others
+	$(RUN) tdn_bench.doctor $(ARGS)
+
+gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the same steps at toy size)
+	$(RUN) tdn_bench.gpu_suite $(ARGS)
+
+benchmark: $(STAMP)  ## the temporal modules against their naive formulation
+	$(VENV)/bin/python benchmarks/temporal_conv.py $(ARGS)
+
+clean:  ## remove .venv and caches (runs/ and results/ stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
