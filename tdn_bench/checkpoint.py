@@ -143,6 +143,19 @@ def _copy_into(module: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], pat
             target[name].copy_(tensors[name][1])
 
 
+def _unused(tensors: Mapping[str, tuple[str, Tensor]], model: nn.Module, path: Path) -> tuple[str, ...]:
+    """The file's names of tensors that the network never reads; a whole layer among them is an error, because a
+    ResNet-101's tensors fit a ResNet-50, and a TDN's a TSN."""
+    known = model.state_dict()
+    unused = {key: name for key, (name, _) in tensors.items() if key not in known}
+    layers = [name for key, name in sorted(unused.items()) if re.match(r"(short_term|res\d)\.", key)]
+    if layers:
+        raise CheckpointError(
+            f"{path}: is of another network: {len(layers)} tensors have no place in this one, first {layers[0]}"
+        )
+    return tuple(sorted(unused.values()))
+
+
 def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     """Load the project's own safetensors or the authors' released `.pth.tar` into `model`.
 
@@ -153,15 +166,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     state, metadata = _read(path)
     ours = _rename(state, () if path.suffix == ".safetensors" else _AUTHORS_NAMES)
     _copy_into(model, ours, path)
-    known = model.state_dict()
-    unused = {key: name for key, (name, _) in ours.items() if key not in known}
-    # A ResNet-101's tensors fit a ResNet-50, and a TDN's a TSN: a layer left over means another network.
-    layers = [name for key, name in sorted(unused.items()) if re.match(r"(short_term|res\d)\.", key)]
-    if layers:
-        raise CheckpointError(
-            f"{path}: is of another network: {len(layers)} tensors have no place in this one, first {layers[0]}"
-        )
-    return LoadReport(tuple(sorted(unused.values())), metadata)
+    return LoadReport(_unused(ours, model, path), metadata)
 
 
 def read_metadata(path: Path) -> dict[str, object]:
@@ -208,19 +213,14 @@ def load_imagenet(model: nn.Module, path: str | Path) -> LoadReport:
     state, _ = _read(path)
     given = _rename(state, _TORCHVISION_NAMES)
     target = model.state_dict()
-    for name in list(given):  # the S-TDM's own Res2 starts as a copy
-        if name.startswith("res2."):
-            given[f"short_term.{name}"] = given[name]
     if "stem.conv.weight" in given and "short_term.stem.conv.weight" in target:
         name, kernel = given["stem.conv.weight"]
         inputs = target["short_term.stem.conv.weight"].shape[1]
         given["short_term.stem.conv.weight"] = (name, kernel.mean(1, keepdim=True).repeat(1, inputs, 1, 1))
-        for key in list(given):
-            if key.startswith("stem.bn."):
-                given[f"short_term.{key}"] = given[key]
+        given |= {f"short_term.{k}": v for k, v in given.items() if k.startswith(("stem.bn.", "res2."))}
     for name, tensor in target.items():
         own_start = name.startswith("classifier.") or ".temporal." in name
         if own_start or (name.endswith(".conv.bias") and name not in given):
             given[name] = (name, torch.zeros_like(tensor) if not own_start else tensor)
     _copy_into(model, given, path)
-    return LoadReport(tuple(sorted(n for k, (n, _) in given.items() if k not in target)), {})
+    return LoadReport(_unused(given, model, path), {})
