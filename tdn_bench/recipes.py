@@ -103,10 +103,10 @@ def demo() -> Recipe:
         size=64,
         crop_ratio=1.0,
         crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
-        dropout=0.2,
+        dropout=0.0,
         batch_size=16,
         epochs=12,
-        lr=0.05,
+        lr=0.02,
         schedule="cosine",
         warmup_epochs=1,
         evaluate_every=4,

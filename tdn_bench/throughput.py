@@ -22,7 +22,6 @@ from torch import Tensor
 from engines import ENGINES, EngineSpec, EngineUnavailable, create_engine, default_precision, why_unavailable
 from pipelines.clip import Stages
 from pipelines.loader import BadClips, ClipLoader
-from pipelines.manifest import Manifest
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
@@ -72,6 +71,9 @@ def resolve(config: Throughput) -> Throughput:
     if config.engine == "openvino" and device == "auto":
         device = "cpu"  # OpenVINO does not run on NVIDIA's GPUs
     device = str(pick_device(device))
+    # found out here, before any video is rendered or read
+    if config.engine != "none" and (reason := why_unavailable(config.engine, device)) is not None:
+        raise EngineUnavailable(f"engine {config.engine!r} on {device}: {reason}")
     precision = config.precision
     if precision == "auto":
         precision = "fp32" if config.engine == "none" else default_precision(config.engine, device)  # type: ignore[assignment]
@@ -134,13 +136,12 @@ def run_batches(
     return timings, Scores(tuple(ids[:first]), torch.cat(logits)[:first], torch.cat(labels)[:first])
 
 
-def figures(timings: Timings, manifest: Manifest, config: Throughput) -> dict[str, object]:
-    """ms/video, percentiles, rates and the ledger, from raw timings."""
+def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dict[str, object]:
+    """ms/video, percentiles, rates and the ledger, from raw timings. frames/s counts the T·L frames of a clip."""
     videos, wall_s = sum(timings.videos), sum(timings.interval_s)
     per_video_ms = 1000 * np.array(timings.interval_s) / np.array(timings.videos)
     p50, p90, p99 = np.percentile(per_video_ms, (50, 90, 99))
-    frames_per_clip = config.num_segments * 5 if config.num_segments else 0
-    frames_per_s = videos * frames_per_clip / wall_s
+    frames_per_s = videos * num_segments * frames_per_segment / wall_s
     ledger = {f"ledger_{f.name.removesuffix('_s')}_ms": getattr(timings.stages, f.name) for f in fields(Stages)}
     ledger |= {"ledger_infer_ms": sum(timings.infer_s), "ledger_idle_ms": sum(timings.wait_s)}
     return {
@@ -164,8 +165,6 @@ def measure(config: Throughput) -> Record:
         raise UserError(f"unknown engine {config.engine!r}; choose one of {', '.join(ENGINES)}, none")
     config = resolve(config)
     device = torch.device(config.device)
-    if config.engine != "none" and (reason := why_unavailable(config.engine, config.device)) is not None:
-        raise EngineUnavailable(f"engine {config.engine!r} on {config.device}: {reason}")  # before any video is read
     manifest, spec = config.open(), config.clip_spec()
     bad_clips = BadClips()
     found: dict[str, object] = {}
@@ -187,7 +186,8 @@ def measure(config: Throughput) -> Record:
                 timings, scores, monitor = _timed(loader, engine, config)
                 found |= {"build_s": engine.build_s}
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
-    found = figures(timings, manifest, config) | found | {"bad_clips": len(bad_clips)} | monitor.figures()
+    found |= figures(timings, spec.num_segments, spec.frames_per_segment) | monitor.figures()
+    found["bad_clips"] = len(bad_clips)
     # Of the process from its start, so with the reference's and the builder's share.
     found["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":

@@ -1,0 +1,207 @@
+"""Training: the recipe's optimiser and schedule, one step against plain PyTorch, and whole runs on a few clips."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tdn_bench.checkpoint import CheckpointError, read_metadata
+from tdn_bench.cli import run_command
+from tdn_bench.errors import UserError
+from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.recipes import RECIPES, demo, kinetics400, sthv2
+from tdn_bench.record import read_record
+from tdn_bench.train import TrainStep, learning_rate, main, parameter_groups, resolve_precision, train
+
+CPU = torch.device("cpu")
+
+
+def tiny(data, output, **changes):
+    """A run of seconds on a handful of clips."""
+    recipe = replace(
+        demo(), data=data, output=output, batch_size=4, epochs=2, evaluate_every=1, workers=1, device="cpu"
+    )
+    return replace(recipe, **changes)
+
+
+def test_recipes_hold_the_authors_numbers():
+    ss, k = sthv2(), kinetics400()
+    assert (ss.lr, ss.batch_size, ss.epochs, ss.milestones, ss.weight_decay) == (0.01, 64, 60, (30, 45, 55), 5e-4)
+    assert (k.lr, k.batch_size, k.epochs, k.milestones, k.weight_decay) == (0.02, 128, 100, (50, 75, 90), 1e-4)
+    for make in RECIPES.values():
+        recipe = make()
+        assert recipe.momentum == 0.9
+        assert recipe.clip_gradient_norm == 20
+    assert ss.dropout == k.dropout == 0.5
+
+
+def test_step_schedule_divides_by_ten_after_each_milestone():
+    rates = [learning_rate(sthv2(), e) for e in (0, 29.99, 30, 44.99, 45, 55, 59.99)]
+    assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
+
+
+def test_cosine_schedule_with_warmup():
+    recipe = replace(demo(), lr=1.0, epochs=11, warmup_epochs=1)
+    assert [learning_rate(recipe, e) for e in (0, 0.5, 1, 6, 11)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_optimiser_groups_are_the_authors():
+    network = create_model("tdn_resnet_small", num_classes=3, num_segments=4)
+    groups = parameter_groups(network, 0.1, 5e-4)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 5e-4), (0.2, 0), (0.1, 0)]
+    where = {id(p): number for number, g in enumerate(groups) for p in g["params"]}
+    assert len(where) == len(list(network.parameters())) == sum(len(g["params"]) for g in groups)
+    norms = {
+        f"{m}.{leaf}"
+        for m, x in network.named_modules()
+        if isinstance(x, nn.BatchNorm2d)
+        for leaf in ("weight", "bias")
+    }
+    for name, p in network.named_parameters():
+        assert where[id(p)] == (2 if name in norms else 1 if name.endswith("bias") else 0), name
+
+
+def test_a_step_is_sgd_with_clipping():
+    torch.manual_seed(0)
+    recipe = replace(demo(), lr=0.1, warmup_epochs=0, clip_gradient_norm=0.5, dropout=0)
+    classifiers = [
+        FrameClassifier(create_model("tsn_resnet_small", num_classes=3, num_segments=2, dropout=0)) for _ in "ab"
+    ]
+    classifiers[1].load_state_dict(classifiers[0].state_dict())
+    frames = torch.randint(0, 256, (4, 2, 5, 64, 64, 3), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0])
+    step = TrainStep(classifiers[0], recipe, "fp32", CPU)
+    losses = [step(frames, labels, 0).item() for _ in range(2)]
+
+    ours, momentum = [], {}
+    plain = classifiers[1]
+    for _ in range(2):
+        loss = F.cross_entropy(plain(frames), labels)
+        ours.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(plain.parameters()))
+        norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+        with torch.no_grad():
+            for group in parameter_groups(plain, 0.1, recipe.weight_decay):
+                for p in group["params"]:
+                    g = next(g for q, g in zip(plain.parameters(), gradients, strict=True) if q is p)
+                    g = g * min(1, 0.5 / norm) + group["weight_decay"] * p
+                    momentum[id(p)] = g if id(p) not in momentum else 0.9 * momentum[id(p)] + g
+                    p -= group["lr"] * momentum[id(p)]
+    assert losses == pytest.approx(ours, rel=1e-4)
+    for (name, a), b in zip(classifiers[0].named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5), name
+
+
+def one_batch_step(precision, name):
+    torch.manual_seed(0)
+    recipe = replace(demo(), lr=0.05, warmup_epochs=0, epochs=100, dropout=0)
+    step = TrainStep(
+        FrameClassifier(create_model(name, num_classes=3, num_segments=2, dropout=0)), recipe, precision, CPU
+    )
+    frames = torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8)
+    return step, lambda: step(frames, torch.arange(3), 0).item()
+
+
+def test_bf16_steps_lower_the_loss_of_one_batch():
+    step, run = one_batch_step("bf16", "tdn_resnet_small")
+    losses = [run() for _ in range(8)]
+    assert min(losses[4:]) < 0.5 * losses[0]
+    assert not step.scaler.is_enabled()
+    assert all(p.dtype == torch.float32 for p in step.classifier.parameters())
+
+
+def test_fp16_steps_scale_the_gradient_and_leave_out_one_that_overflows():
+    step, run = one_batch_step("fp16", "tsn_resnet_small")
+    weight = next(step.classifier.parameters())
+    before = weight.detach().clone()
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # far too large: the gradients overflow
+    run()
+    assert torch.equal(weight, before)
+    assert step.scaler.get_scale() == 2.0**39
+
+
+def test_precision_on_a_cpu():
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+
+
+def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_data, tmp_path, capsys):
+    whole = train(tiny(motion_data, tmp_path / "whole"), progress=False)
+    assert [e.epoch for e in whole.epochs] == [1, 2]
+    assert len(whole.scores.ids) == 8
+    assert all(e.top1 is not None and 0 <= e.wait_share <= 1 for e in whole.epochs)
+    files = {p.name.split(".")[0] for p in (tmp_path / "whole").iterdir()}
+    assert {"best", "last", "events"} <= files
+    assert read_metadata(whole.checkpoint)["classes"] == list(whole.manifest.classes)
+
+    # the same run, cut after its first epoch: a schedule of two epochs, of which one is done
+    half = tiny(motion_data, tmp_path / "half")
+    import tdn_bench.train as module
+
+    def stop(step, loader, number, progress, original=module._train_epoch):
+        if number == 1:
+            raise KeyboardInterrupt
+        return original(step, loader, number, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_train_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(half, progress=False)
+    resumed = train(replace(half, resume=True), progress=False)
+    assert [e.epoch for e in resumed.epochs] == [1, 2]
+    assert torch.allclose(resumed.scores.logits, whole.scores.logits, atol=1e-3)
+    assert capsys.readouterr().out.count("epoch 2/2") == 2
+    again = train(replace(half, resume=True), progress=False)  # nothing left to do: validates only
+    assert torch.equal(again.scores.labels, resumed.scores.labels)
+
+
+def test_resume_without_a_checkpoint(motion_data, tmp_path):
+    with pytest.raises(CheckpointError, match=r"last\.pt: nothing to resume from"):
+        train(tiny(motion_data, tmp_path, resume=True), progress=False)
+
+
+def test_a_loss_that_explodes_stops_the_run(motion_data, tmp_path):
+    with pytest.raises(UserError, match=r"the loss became .* try a smaller --lr"):
+        train(tiny(motion_data, tmp_path, lr=1e30, warmup_epochs=0), progress=False)
+
+
+def test_the_command_writes_a_record(motion_data, tmp_path, capsys):
+    arguments = ["demo", "--data", str(motion_data), "--output", str(tmp_path), "--epochs", "1", "--batch-size", "8"]
+    assert run_command(main, [*arguments, "--model", "tsn_resnet_small", "--workers", "1"]) == 0
+    (path,) = tmp_path.glob("train-demo-*.json")
+    record = read_record(path)
+    assert record.settings["model"] == "tsn_resnet_small"
+    assert record.figures["top1_percent"] == record.samples["top1_percent"][-1]
+    assert record.data["videos"] == 24
+    assert sum(map(sum, record.details["confusion"])) == 8
+    assert str(path) in capsys.readouterr().out
+    json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "32"], "--size 32: must be at least 64"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--batch-size", "64"], "do not fill one batch of 64"),
+        (["--model", "resnet"], "unknown model 'resnet'"),
+        (["--device", "cuda:9"], "--device cuda:9"),
+        (["--init", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_status_two(motion_data, tmp_path, capsys, flags, message):
+    assert run_command(main, ["demo", "--data", str(motion_data), "--output", str(tmp_path), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_sthv2_without_its_data_says_what_it_looked_for(tmp_path, capsys):
+    assert run_command(main, ["sthv2", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    for needed in ("labels/labels.json", "labels/train.json", "labels/validation.json", "20bn-something", "https://"):
+        assert needed in error
