@@ -79,7 +79,7 @@ def read_something_something(root: Path) -> Annotations:
     for split in SPLITS:
         samples += _something_samples(found[split], split, videos, {c: i for i, c in enumerate(classes)})
     _check_not_empty(samples, root)
-    return Annotations(root.name, tuple(classes), tuple(samples))
+    return Annotations(root.resolve().name, tuple(classes), tuple(samples))
 
 
 def _something_samples(path: Path | None, split: str, videos: Path, index: dict[str, int]) -> Iterable[Sample]:
@@ -95,7 +95,7 @@ def _something_samples(path: Path | None, split: str, videos: Path, index: dict[
                 f"{path}: entry {number} (id {entry['id']}) names an unknown class {name!r}; "
                 "it must be one of labels.json"
             )
-        yield Sample(str(entry["id"]), str(videos / f"{entry['id']}.webm"), index[name], split)
+        yield Sample(str(entry["id"]), str(videos.absolute() / f"{entry['id']}.webm"), index[name], split)
 
 
 def read_lists(train: Path, validation: Path, *, root: Path | None = None, classes: Path | None = None) -> Annotations:
@@ -112,7 +112,7 @@ def read_lists(train: Path, validation: Path, *, root: Path | None = None, class
             fields = line.rsplit(maxsplit=2)
             if len(fields) != 3 or not fields[2].isdecimal():
                 raise DataError(f"{path}:{number}: expected 'path num_frames label', got {line[:80]!r}")
-            video = (root or path.parent) / fields[0]
+            video = (root or path.parent).absolute() / fields[0]
             samples.append(Sample(fields[0], str(video), int(fields[2]), split))
     _check_not_empty(samples, train)
     highest = max(s.label for s in samples)

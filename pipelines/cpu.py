@@ -32,6 +32,8 @@ def decode_frames(plan: ClipPlan, stages: Stages) -> Tensor:
     clock = time.perf_counter()
     try:
         with av.open(video.path, metadata_errors="replace") as container:
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                raise BadClip(video.id, video.path, "holds no video that can be decoded")
             stream = container.streams.video[0]
             stream.codec_context.thread_type = "NONE"  # clips run in parallel, frames of one do not
             for packet in container.demux(stream):
@@ -52,7 +54,7 @@ def decode_frames(plan: ClipPlan, stages: Stages) -> Tensor:
                 stages.decode_s += clock - now
                 if taken == len(wanted):
                     break
-    except (av.error.FFmpegError, OSError, IndexError) as e:
+    except (av.error.FFmpegError, OSError) as e:
         reason = str(getattr(e, "strerror", None) or e).splitlines()[0]
         raise BadClip(video.id, video.path, f"cannot be decoded: {reason}") from e
     if taken < len(wanted):

@@ -94,7 +94,12 @@ class DaliDecoder:
         size = (self.spec.size, self.spec.size)
         small = ndd.resize(video, roi_start=ndd.batch(start), roi_end=ndd.batch(end), size=size).evaluate()
         clips: list[Tensor | BadClip] = []
-        for (plan, _), unique, sample in zip(items, wanted, small.tensors, strict=True):
+        for (plan, _), unique, source, sample in zip(items, wanted, video.tensors, small.tensors, strict=True):
+            file, (height, width) = plan.video.file, source.shape[1:3]
+            if max(abs(width - file.width), abs(height - file.height)) > 1:  # 1: a decoder may round odd sizes
+                reason = f"frames are {width}×{height}, not {file.width}×{file.height}"
+                clips.append(BadClip(plan.video.id, plan.video.path, reason))
+                continue
             position = torch.from_numpy(np.searchsorted(unique, plan.frames.ravel())).to(self.device)
             clips.append(sample.torch()[position].view(self.spec.shape))  # indexing copies out of DALI's memory
         stages.augment_s += time.perf_counter() - now

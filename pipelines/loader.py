@@ -94,8 +94,8 @@ class ClipLoader:
         world_size: int = 1,
         bad_clips: BadClips | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"batch size must be at least 1, not {batch_size}")
+        if min(batch_size, prefetch) < 1:
+            raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size
         self.flipped_labels, self.seed = flipped_labels, seed
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
@@ -156,13 +156,19 @@ class ClipLoader:
             return False
 
         def produce() -> None:
+            handed = 0
             try:
                 for at in range(0, len(positions), self.batch_size):
                     # a longer evaluation repeats its plans; a training epoch has its own
                     plans = [self.plan(p, epoch) for p in positions[at : at + self.batch_size]]
                     batch = self._batch(plans)
-                    if batch is not None and not hand_over(batch):
-                        return
+                    if batch is not None:
+                        handed += 1
+                        if not hand_over(batch):
+                            return
+                if positions and not handed:
+                    path, reason = next(iter(self.bad_clips.reasons.items()))
+                    raise DataError(f"none of {len(positions)} videos could be decoded, first {path}: {reason}")
                 hand_over(None)
             except BaseException as e:  # noqa: BLE001 -- not hidden: raised again in the consumer's thread
                 hand_over(e)

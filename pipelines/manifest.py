@@ -94,12 +94,15 @@ def scan_file(path: str) -> VideoFile:
                 return VideoFile(**facts, status="audio only" if "audio" in kinds else "holds no video stream")
             stream = container.streams.video[0]
             codec = stream.codec_context
+            if codec is None:
+                return VideoFile(**facts, status="not a readable video: unknown codec")
             facts |= {"codec": codec.name, "width": codec.width, "height": codec.height}
             facts["fps"] = float(stream.average_rate or stream.guessed_rate or 0)
             announced_s = _announced_duration_s(container, stream)
+            filler = 1 if codec.name == "mpeg4" else 0  # DivX (HMDB51) marks a dropped frame by one byte
             num_frames, last_s = 0, 0.0
             for packet in container.demux(stream):
-                if packet.size and not packet.is_discard:
+                if packet.size > filler and not packet.is_discard:
                     num_frames += 1
                     if packet.pts is not None:
                         last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -111,6 +114,8 @@ def scan_file(path: str) -> VideoFile:
 
 def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untyped-def]
     """Seconds that the file's header promises for the video stream; 0 where it does not say."""
+    if container.format.name == "avi":  # FFmpeg shrinks the duration of a cut AVI, not its number of frames
+        return float(stream.frames * stream.time_base)
     if stream.duration is not None:
         return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
     if container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
@@ -191,7 +196,7 @@ def _read_cache(path: Path) -> dict[str, VideoFile]:
             return {}
         rows = [json.loads(line) for line in lines[1:]]
         return {row.pop("path"): VideoFile(**row) for row in rows}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

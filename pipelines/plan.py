@@ -49,7 +49,7 @@ def multi_scale_crop(
     steps = len(scales)
     shapes = [(i, j) for i in range(steps) for j in range(steps) if abs(i - j) <= 1]
     i, j = shapes[rng.integers(len(shapes))]
-    w, h = int(short * scales[i]), int(short * scales[j])
+    w, h = max(1, int(short * scales[i])), max(1, int(short * scales[j]))
     across, down = CROP_POSITIONS[rng.integers(len(CROP_POSITIONS))]
     return across * ((width - w) // 4), down * ((height - h) // 4), w, h
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,7 @@ class Sizes:
     engine_batches: tuple[int, ...]
     compile_precisions: tuple[str, ...]  # each takes the compiler up to a minute
     compile_batches: tuple[int, ...]
+    train_compiler: str  # a back end of torch.compile
     timing_s: float
     path_engines: tuple[str, ...]
     path_batch: int
@@ -124,7 +126,8 @@ def full() -> Sizes:
         clip_sizes=((160, 120), (320, 240), (161, 121)), clip_frames=120, plans_per_clip=8,
         train_videos=512, validation_videos=256, loader_batches=(1, 4, 16, 64), loader_s=5,
         train_batch=32, train_epochs=3, engine_batches=(1, 16, 64),
-        compile_precisions=("fp32", "bf16", "fp16"), compile_batches=(1, 16, 64), timing_s=2,
+        compile_precisions=("fp32", "bf16", "fp16"), compile_batches=(1, 16, 64),
+        train_compiler="inductor", timing_s=2,
         path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500,
     )  # fmt: skip
 
@@ -137,7 +140,8 @@ def dry() -> Sizes:
         clip_sizes=((160, 120), (161, 121)), clip_frames=30, plans_per_clip=2,
         train_videos=8, validation_videos=8, loader_batches=(4,), loader_s=0,
         train_batch=4, train_epochs=2, engine_batches=(1, 4),
-        compile_precisions=("fp32",), compile_batches=(4,), timing_s=0,
+        compile_precisions=("fp32",), compile_batches=(4,),
+        train_compiler="aot_eager", timing_s=0,
         path_engines=("eager", "onnx"), path_batch=4, path_s=0, step_timeout_s=600,
     )  # fmt: skip
 
@@ -177,12 +181,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `rate` is measured in the unit of the ceiling `of` (a figure of the step ceilings)."""
+    """A line of the table; arithmetic is also shown as a share of the ceiling."""
 
     figure: str
     value: str
-    rate: float | None = None
-    of: Literal["matmul_tflop_per_s", "copy_gb_per_s"] | None = None
+    tflop_per_s: float | None = None
 
 
 @dataclass
@@ -233,7 +236,7 @@ def time_calls(call: Callable[[], object], device: torch.device, seconds: float)
         for _ in range(count):
             call()
             times.append(time.perf_counter())
-        return [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+        return [1000 * (b - a) for a, b in pairwise(times)]
     with torch.cuda.device(device):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         events[0].record()
@@ -241,7 +244,7 @@ def time_calls(call: Callable[[], object], device: torch.device, seconds: float)
             call()
             event.record()
     finish()
-    return [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
+    return [a.elapsed_time(b) for a, b in pairwise(events)]
 
 
 def ceilings(run: Run) -> Outcome:
@@ -249,14 +252,14 @@ def ceilings(run: Run) -> Outcome:
     n, precision = run.sizes.matrix_side, run.sizes.ceiling_precision
     a = torch.randn(n, n, device=run.device).to(DTYPES[precision])
     product = torch.empty_like(a)
-    matmul_ms = time_calls(lambda: torch.mm(a, a, out=product), run.device, run.sizes.timing_s)
+    matmul_ms = time_calls(partial(torch.mm, a, a, out=product), run.device, run.sizes.timing_s)
     found = Outcome()
     finite = bool(product.isfinite().all())
     found.expect(finite, f"a product of {n} × {n} matrices holds values that are not finite")
     del a, product
     source = torch.zeros(run.sizes.copy_bytes, dtype=torch.uint8, device=run.device)
     target = torch.empty_like(source)
-    copy_ms = time_calls(lambda: target.copy_(source), run.device, run.sizes.timing_s)
+    copy_ms = time_calls(partial(target.copy_, source), run.device, run.sizes.timing_s)
     found.samples = {"matmul_ms": matmul_ms, "copy_ms": copy_ms}
     found.figures = {
         "matmul_tflop_per_s": 2 * n**3 / statistics.median(matmul_ms) / 1e9,
@@ -294,7 +297,7 @@ def write_numbered(path: Path, codec: str, count: int, width: int, height: int) 
 
     encoder, _, options = CODECS[codec]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder, rate=25, options=options)
+        stream: Any = container.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for image in numbered_frames(count, width, height):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -472,7 +475,7 @@ def train_step(run: Run) -> Outcome:
             torch.cuda.reset_peak_memory_stats(run.device)
         try:
             if compiled:
-                step.classifier = torch.compile(classifier)  # type: ignore[assignment]
+                step.classifier = torch.compile(classifier, backend=sizes.train_compiler)  # type: ignore[assignment]
             losses = [step(frames, labels, 0).item() for _ in range(3)]
             expected = expected or losses[-1]  # the first case: fp32, eager
             if not abs(losses[-1] - expected) <= LOSS_TOLERANCE * expected:  # so written that NaN fails
@@ -497,7 +500,7 @@ def train_step(run: Run) -> Outcome:
             found.figures[f"{label}_peak_torch_memory_bytes"] = peak
             value += f", {peak / 2**30:.1f} GiB"
         title = label.replace("channels_last", "channels-last").replace("_", ", ")
-        found.rows.append(Row(title, value, flops / ms / 1e9, "matmul_tflop_per_s"))
+        found.rows.append(Row(title, value, flops / ms / 1e9))
     return found
 
 
@@ -554,7 +557,7 @@ def engine(run: Run, *, name: str) -> Outcome:
             found.samples[f"{label}_ms"] = samples
             found.figures |= {f"{label}_ms_per_video": ms, f"{label}_tflop_per_s": flops / ms / 1e9}
             title = f"{name}, {precision}, batch {batch}"
-            found.rows.append(Row(title, f"{ms:.3f} ms/video", flops / ms / 1e9, "matmul_tflop_per_s"))
+            found.rows.append(Row(title, f"{ms:.3f} ms/video", flops / ms / 1e9))
     return found
 
 
@@ -609,6 +612,9 @@ def run_module(module: str, arguments: Sequence[str], timeout_s: float) -> str |
         return f"did not end within {timeout_s:.0f} s"
     if done.returncode == 0:
         return None
+    print(done.stderr, file=sys.stderr, end="", flush=True)  # the table has room for a line only
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
 
@@ -666,16 +672,19 @@ def supervise(name: str, run: Run, again: bool) -> Verdict:
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """Each step's verdict, its failures and its headline figures; rates also as a share of the ceiling."""
-    ceiling = next((v.record.figures for v in verdicts if v.step == "ceilings" and v.record is not None), {})
+    ceiling = next(
+        (v.record.figures["matmul_tflop_per_s"] for v in verdicts if v.step == "ceilings" and v.record), None
+    )
     lines = []
     for verdict in verdicts:
         lines.append(f"{verdict.step}: {verdict.text}")
         lines += [f"    ! {failure}" for failure in verdict.failures]
         for row in verdict.record.details["rows"] if verdict.record is not None else ():
-            share = f", {row['rate']:.3g} TFLOP/s" if row["rate"] is not None else ""
-            if row["of"] in ceiling:
-                share += f" = {row['rate'] / ceiling[row['of']]:.1%} of the ceiling"
-            lines.append(f"    {row['figure']:42s} {row['value']}{share}")
+            line, rate = f"    {row['figure']:42s} {row['value']}", row["tflop_per_s"]
+            if rate is not None:
+                line += f", {rate:.3g} TFLOP/s"
+                line += f" = {rate / ceiling:.1%} of the matrix product" if ceiling is not None else ""
+            lines.append(line)
     return "\n".join(lines)
 
 

@@ -106,7 +106,7 @@ def demo() -> Recipe:
         dropout=0.0,
         batch_size=16,
         epochs=12,
-        lr=0.02,
+        lr=0.03,
         schedule="cosine",
         warmup_epochs=1,
         evaluate_every=4,

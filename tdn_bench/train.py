@@ -32,7 +32,7 @@ from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import Scores, score
 from tdn_bench.flags import pick_device
-from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.record import Record, make_record, write_record
 
@@ -180,17 +180,7 @@ def _check(recipe: Recipe) -> None:
 def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> TrainResult:
     manifest = recipe.open(progress)
     precision = resolve_precision(recipe.precision, device)
-    torch.manual_seed(recipe.seed)
-    try:
-        network = create_model(
-            recipe.model, num_classes=len(manifest.classes), num_segments=recipe.num_segments, dropout=recipe.dropout
-        )
-    except ValueError as e:
-        raise UserError(str(e)) from e
-    if recipe.init is not None:
-        load_imagenet(network, recipe.init)
-    if recipe.checkpoint is not None:
-        load_checkpoint(network, recipe.checkpoint)
+    network = _network(recipe, len(manifest.classes))
     classifier = FrameClassifier(network).to(device)
     step = TrainStep(classifier, recipe, precision, device)
 
@@ -204,7 +194,6 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         history = [Epoch(**e) for e in state["history"]]
     elif ranks.is_first and state_file.exists():
         state_file.unlink()
-    best = max((e.top1 for e in history if e.top1 is not None), default=-1.0)
 
     callable_: nn.Module = classifier
     if recipe.compile:
@@ -215,8 +204,9 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         )
     step.classifier = callable_
 
-    bad_clips = BadClips(recipe.output / "bad_clips.jsonl")
-    bad_clips.log.unlink(missing_ok=True)  # type: ignore[union-attr]
+    log = recipe.output / ("bad_clips.jsonl" if ranks.is_first else f"bad_clips.{ranks.rank}.jsonl")
+    log.unlink(missing_ok=True)
+    bad_clips = BadClips(log)
     spec = ClipSpec(recipe.num_segments, size=recipe.size, crop_ratio=recipe.crop_ratio, crop_scales=recipe.crop_scales)
     shared: dict[str, Any] = {
         "backend": recipe.backend,
@@ -250,28 +240,7 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
             if not ranks.is_first:
                 continue
             _report(epoch, recipe, writer, learning_rate(recipe, number))
-            write_training_state(
-                state_file,
-                {
-                    "network": network.state_dict(),
-                    "optimizer": step.optimizer.state_dict(),
-                    "scaler": step.scaler.state_dict(),
-                    "history": [asdict(e) for e in history],
-                },
-            )
-            notes = {
-                "model": recipe.model,
-                "num_segments": recipe.num_segments,
-                "size": recipe.size,
-                "crop_ratio": recipe.crop_ratio,
-                "classes": list(manifest.classes),
-                "epoch": number + 1,
-                "top1": epoch.top1,
-            }
-            save_checkpoint(network, recipe.output / "last.safetensors", notes)
-            if epoch.top1 is not None and epoch.top1 > best:
-                best = epoch.top1
-                save_checkpoint(network, recipe.output / "best.safetensors", notes)
+            _save(recipe, step, network, manifest, history)
         if scores is None:  # resumed after the last epoch
             scores = validate(classifier, validation, ranks, precision)
     if writer is not None:
@@ -286,6 +255,46 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         precision,
         device,
     )
+
+
+def _network(recipe: Recipe, num_classes: int) -> SegmentNetwork:
+    """The recipe's network with the weights that it starts from."""
+    torch.manual_seed(recipe.seed)
+    try:
+        network = create_model(
+            recipe.model, num_classes=num_classes, num_segments=recipe.num_segments, dropout=recipe.dropout
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    if recipe.init is not None:
+        load_imagenet(network, recipe.init)
+    if recipe.checkpoint is not None:
+        load_checkpoint(network, recipe.checkpoint)
+    return network
+
+
+def _save(recipe: Recipe, step: TrainStep, network: SegmentNetwork, manifest: Manifest, history: list[Epoch]) -> None:
+    """Write what `--resume` needs, the epoch's weights, and where it is the best so far, those too."""
+    state = {
+        "network": network.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "scaler": step.scaler.state_dict(),
+        "history": [asdict(e) for e in history],
+    }
+    write_training_state(recipe.output / "last.pt", state)
+    epoch = history[-1]
+    notes = {
+        "model": recipe.model,
+        "num_segments": recipe.num_segments,
+        "size": recipe.size,
+        "crop_ratio": recipe.crop_ratio,
+        "classes": list(manifest.classes),
+        "epoch": epoch.epoch,
+        "top1": epoch.top1,
+    }
+    save_checkpoint(network, recipe.output / "last.safetensors", notes)
+    if epoch.top1 is not None and epoch.top1 == max(e.top1 for e in history if e.top1 is not None):
+        save_checkpoint(network, recipe.output / "best.safetensors", notes)
 
 
 def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, float]:

@@ -1,0 +1,234 @@
+"""The scan: true frame counts of sound files, one clear line for bad ones, and nothing looked at twice."""
+
+import dataclasses
+import os
+import shutil
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import numbered_frames, write_video
+
+from pipelines import manifest as module
+from pipelines.annotations import Annotations, Sample, read_something_something
+from pipelines.manifest import Manifest, build_manifest, default_cache, scan_file
+
+COUNT = 30
+FRAMES = numbered_frames(COUNT, 96, 64)
+
+
+def annotate(paths: list[Path]) -> Annotations:
+    samples = tuple(Sample(p.stem, str(p), i % 2, "train") for i, p in enumerate(paths))
+    return Annotations("files", ("a", "b"), samples)
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that get scanned, as they are."""
+    names: list[str] = []
+
+    def spy(path: str) -> module.VideoFile:
+        names.append(Path(path).name)
+        return scan_file(path)
+
+    monkeypatch.setattr(module, "scan_file", spy)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "codec"),
+    [
+        ("a.webm", "libvpx-vp9", "vp9"),
+        ("b frames.mp4", "libx264", "h264"),
+        ("b frames.avi", "mpeg4", "mpeg4"),
+        ("é.avi", "mjpeg", "mjpeg"),
+    ],
+)
+def test_sound_files(tmp_path: Path, name: str, encoder: str, codec: str) -> None:
+    path = write_video(tmp_path / name, FRAMES, encoder)
+    found = scan_file(str(path))
+    assert (found.status, found.codec, found.num_frames) == ("ok", codec, COUNT)
+    assert (found.width, found.height, found.fps) == (96, 64, 12.0)
+    assert (found.bytes, found.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+
+
+def audio_file(path: Path) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(16000))
+
+
+def cut(path: Path, encoder: str, **options: str) -> None:
+    large = numbered_frames(COUNT, 320, 240)  # so that headers do not make up half of the file
+    content = write_video(path, large, encoder, **options).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def unknown_codec(path: Path) -> None:
+    content = write_video(path, FRAMES, "mpeg4").read_bytes()
+    path.write_bytes(content.replace(b"FMP4", b"ZZZZ"))
+
+
+UNREADABLE = "not a readable video: Invalid data found when processing input"
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing.webm": (lambda path: None, "no such file"),
+    "folder.webm": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "empty.webm": (lambda path: path.touch(), "empty file"),
+    "garbage.webm": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), UNREADABLE),
+    "text.mp4": (lambda path: path.write_text("not a video\n" * 99), UNREADABLE),
+    "sound.wav": (audio_file, "audio only"),
+    "short.webm": (lambda path: write_video(path, FRAMES[:3]), "3 frames, fewer than a segment's 5"),
+    "unknown.avi": (unknown_codec, "not a readable video: unknown codec"),
+    "cut.webm": (lambda path: cut(path, "libvpx-vp9"), "truncated: "),
+    "cut.avi": (lambda path: cut(path, "mpeg4"), "truncated: "),
+    "cut mjpeg.avi": (lambda path: cut(path, "mjpeg"), "truncated: "),
+    "no moov.mp4": (lambda path: cut(path, "libx264"), UNREADABLE),
+    "faststart.mp4": (lambda path: cut(path, "libx264", movflags="faststart"), "truncated: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_say_why_in_one_line(tmp_path: Path, name: str) -> None:
+    make, status = BAD[name]
+    make(tmp_path / name)
+    found = scan_file(str(tmp_path / name))
+    assert found.status.startswith(status)
+    assert "\n" not in found.status
+    if status == "truncated: ":
+        there, announced = (float(word) for word in found.status.split() if word[0].isdigit())
+        assert there < announced
+        assert announced == pytest.approx(COUNT / 12, abs=0.1)
+        assert found.num_frames < COUNT
+
+
+def test_dropped_frames_of_divx_are_not_counted(tmp_path: Path) -> None:
+    source, target = write_video(tmp_path / "a.avi", FRAMES, "mpeg4"), tmp_path / "b.avi"
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is None:
+                continue
+            at = packet.dts + (packet.dts > 0)  # the second place is left for the filler
+            packet.pts = packet.dts = at
+            packet.stream = stream
+            written.mux(packet)
+            if at == 0:
+                filler = av.Packet(b"\x7f")
+                filler.pts = filler.dts = 1
+                filler.time_base, filler.stream = packet.time_base, stream
+                written.mux(filler)
+    with av.open(str(target)) as container:
+        sizes = [packet.size for packet in container.demux(video=0) if packet.size]
+    assert (len(sizes), min(sizes)) == (COUNT + 1, 1)
+    assert scan_file(str(target)).num_frames == COUNT
+
+
+def test_second_run_scans_nothing_but_what_changed(tmp_path: Path, scanned: list[str]) -> None:
+    paths = [write_video(tmp_path / f"{i}.webm", FRAMES[: 8 + i]) for i in range(3)] + [tmp_path / "gone.webm"]
+    cache = tmp_path / "cache" / "files.jsonl"
+    first = build_manifest(annotate(paths), cache=cache)
+    assert scanned == ["0.webm", "1.webm", "2.webm", "gone.webm"]
+    assert [v.file.num_frames for v in first.videos] == [8, 9, 10, 0]
+    scanned.clear()
+    assert build_manifest(annotate(paths), cache=cache) == first
+    assert scanned == ["gone.webm"]  # it might have come back
+    write_video(paths[1], FRAMES[:20])
+    os.utime(paths[2], ns=(1, 1))
+    scanned.clear()
+    second = build_manifest(annotate(paths), cache=cache)
+    assert scanned == ["1.webm", "2.webm", "gone.webm"]
+    assert [v.file.num_frames for v in second.videos] == [8, 20, 10, 0]
+
+
+def test_a_video_that_is_listed_twice_is_scanned_once(tmp_path: Path, scanned: list[str]) -> None:
+    path = write_video(tmp_path / "a.webm", FRAMES)
+    assert [v.file.num_frames for v in build_manifest(annotate([path, path])).videos] == [COUNT, COUNT]
+    assert scanned == ["a.webm"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "binary", "not rows", "other keys", "old version", "empty"])
+def test_damaged_cache_is_as_good_as_none(tmp_path: Path, scanned: list[str], damage: str) -> None:
+    path, cache = write_video(tmp_path / "a.webm", FRAMES), tmp_path / "files.jsonl"
+    expected = build_manifest(annotate([path]), cache=cache)
+    content = cache.read_bytes()
+    header = content.splitlines(keepends=True)[0]
+    cache.write_bytes(
+        {
+            "cut": content[:-20],
+            "binary": np.random.default_rng(0).bytes(400),
+            "not rows": header + b"1\n[]\n",
+            "other keys": header + b'{"path": "a", "colour": 1}\n',
+            "old version": content.replace(header, b'{"manifest_version": 0}\n'),
+            "empty": b"",
+        }[damage]
+    )
+    scanned.clear()
+    assert build_manifest(annotate([path]), cache=cache) == expected
+    assert scanned == ["a.webm"]
+    assert cache.read_bytes() == content
+
+
+def test_default_cache_lies_in_the_users_cache_folder(tmp_path: Path) -> None:
+    one, other = default_cache(tmp_path / "a" / "set"), default_cache(tmp_path / "b" / "set")
+    assert one != other
+    assert one.is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert one == default_cache(tmp_path / "a" / "." / "set")
+
+
+def test_digest_follows_the_data(tmp_path: Path) -> None:
+    paths = [write_video(tmp_path / "here" / f"{i}.webm", FRAMES[: 8 + i]) for i in range(2)]
+    original = build_manifest(annotate(paths))
+
+    def changed(**changes: object) -> Manifest:
+        first = original.videos[0]
+        sample = dataclasses.replace(first.sample, **changes)
+        return dataclasses.replace(original, videos=(dataclasses.replace(first, sample=sample), original.videos[1]))
+
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    moved = [tmp_path / "there" / path.name for path in paths]
+    assert build_manifest(annotate(moved)).digest() == original.digest()  # where the files lie does not matter
+    digests = [original, changed(id="x"), changed(label=1), changed(split="validation")]
+    content = bytearray(paths[0].read_bytes())
+    content[-1] ^= 1
+    paths[0].write_bytes(content)
+    digests.append(build_manifest(annotate(paths)))
+    assert len({m.digest() for m in digests}) == 5
+
+
+def test_processes_find_what_one_process_finds(tmp_path: Path) -> None:
+    """From 64 files on the scan runs in several processes."""
+    paths = [write_video(tmp_path / f"{i}.webm", FRAMES[: 5 + i]) for i in range(6)]
+    paths += [tmp_path / "gone.webm", tmp_path / "text.webm"]
+    paths[-1].write_text("no video")
+    many = []
+    for i in range(64):
+        many.append(tmp_path / f"link{i}.webm")
+        many[-1].symlink_to(paths[i % len(paths)])
+    found = build_manifest(annotate(many), workers=2).videos
+    assert [v.file for v in found] == [scan_file(str(path)) for path in many]
+    assert [v.path for v in found] == [str(path) for path in many]
+
+
+def test_synthetic_data_is_sound(motion_data: Path) -> None:
+    found = build_manifest(read_something_something(motion_data))
+    assert {v.file.status for v in found.videos} == {"ok"}
+    assert (len(found.split("train")), len(found.split("validation"))) == (16, 8)
+
+
+def decoded_frames(path: Path) -> int:
+    with av.open(str(path), metadata_errors="replace") as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.slow
+def test_real_files_hold_as_many_frames_as_a_full_decode_gives(shared_data: Path) -> None:
+    clips = [path for path in sorted((shared_data / "mixed_clips").rglob("*.*")) if path.is_file()]
+    clips += sorted((shared_data / "ucf101_clips").rglob("*.avi"))[::12]
+    clips += sorted((shared_data / "ucf10").rglob("*.webm"))[::60]
+    assert len(clips) > 20
+    for path in clips:
+        found = scan_file(str(path))
+        assert (path.name, found.status, found.num_frames) == (path.name, "ok", decoded_frames(path))
