@@ -180,7 +180,7 @@ def forward(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
 
 
-def forward_backward(module: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+def forward_backward(module: TemporalConv | PlainTemporalConv, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
     """Gradients of the input and of the weight."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(module(x), (x, module.weight), gradient)

@@ -41,7 +41,7 @@ def decode_frames(plan: ClipPlan, stages: Stages) -> Tensor:
                 stages.read_s += now - clock
                 for frame in packet.decode():
                     if taken < len(wanted) and index == wanted[taken]:
-                        if frame.is_corrupt:
+                        if frame.is_corrupt or packet.is_corrupt:  # MJPEG passes on half a picture unmarked
                             raise BadClip(video.id, video.path, f"frame {index} is damaged")
                         picture = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                         if picture.shape != rgb.shape[1:]:

@@ -142,7 +142,7 @@ class ClipLoader:
 
     def epoch(self, epoch: int = 0, *, passes: int = 1) -> Iterator[ClipBatch]:
         """Yield the batches of an epoch; of `passes` epochs as if they were one long one."""
-        positions = [p for e in range(epoch, epoch + passes) for p in self._shard(e)]
+        visits = [(p, e) for e in range(epoch, epoch + passes) for p in self._shard(e)]
         ready: queue.Queue[ClipBatch | BaseException | None] = queue.Queue(self.prefetch)
         stop = threading.Event()
 
@@ -158,17 +158,16 @@ class ClipLoader:
         def produce() -> None:
             handed = 0
             try:
-                for at in range(0, len(positions), self.batch_size):
-                    # a longer evaluation repeats its plans; a training epoch has its own
-                    plans = [self.plan(p, epoch) for p in positions[at : at + self.batch_size]]
+                for at in range(0, len(visits), self.batch_size):
+                    plans = [self.plan(p, e) for p, e in visits[at : at + self.batch_size]]
                     batch = self._batch(plans)
                     if batch is not None:
                         handed += 1
                         if not hand_over(batch):
                             return
-                if positions and not handed:
+                if visits and not handed:
                     path, reason = next(iter(self.bad_clips.reasons.items()))
-                    raise DataError(f"none of {len(positions)} videos could be decoded, first {path}: {reason}")
+                    raise DataError(f"none of {len(visits)} videos could be decoded, first {path}: {reason}")
                 hand_over(None)
             except BaseException as e:  # noqa: BLE001 -- not hidden: raised again in the consumer's thread
                 hand_over(e)

@@ -6,7 +6,8 @@ anywhere in a clip says nothing, and a set of frames without their order never t
 The world is a torus the size of the frame: an object that leaves on one side enters on the other, which keeps
 its position uniform whatever its motion.
 
-A mirrored clip belongs to another class (left and right, clockwise and counterclockwise): do not flip.
+A mirrored clip belongs to another class (left and right, clockwise and counterclockwise): whoever flips clips
+must flip labels too, as `pipelines.annotations.flip_labels` does.
 """
 
 import colorsys
@@ -27,6 +28,7 @@ import av
 import numpy as np
 from rich.progress import track
 
+from pipelines.annotations import VIDEO_FOLDER, class_name
 from pipelines.errors import DataError
 
 TEMPLATES = (
@@ -39,7 +41,7 @@ TEMPLATES = (
     "Turning [something] clockwise",
     "Turning [something] counterclockwise",
 )
-CLASSES: tuple[str, ...] = tuple(template.replace("[", "").replace("]", "") for template in TEMPLATES)
+CLASSES: tuple[str, ...] = tuple(map(class_name, TEMPLATES))
 HEIGHT, WIDTH, FPS = 120, 160, 12
 VERSION = 1  # raise it whenever the same seed gives other clips
 VALIDATION_START = 100_000  # index (and id) of the first validation clip: training may grow up to here
@@ -339,8 +341,7 @@ def make_dataset(
         `root`.
 
     Raises:
-        DataError: The numbers make no sense, or `root` holds something else.
-        OSError: `root` cannot be written.
+        DataError: The numbers make no sense, or `root` holds something else or cannot be written.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if min(train, validation) < len(CLASSES) or train > VALIDATION_START:
@@ -349,9 +350,12 @@ def make_dataset(
         )
     if seed < 0 or workers < 1:
         raise DataError(f"seed must be at least 0 and workers at least 1, got {seed} and {workers}")
-    _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})
-    folder = root / "20bn-something-something-v2"
-    folder.mkdir(exist_ok=True)
+    folder = root / VIDEO_FOLDER
+    try:
+        _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{root} cannot be written: {error.strerror}") from error
     splits = {"train": range(train), "validation": range(VALIDATION_START, VALIDATION_START + validation)}
     missing = [i for indices in splits.values() for i in indices if not (folder / f"{i}.webm").exists()]
     write = partial(_write_clip, folder, seed)
@@ -374,7 +378,7 @@ def main() -> None:
 
     try:
         tyro.cli(make_dataset, config=(tyro.conf.PositionalRequiredArgs,))
-    except (DataError, OSError) as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

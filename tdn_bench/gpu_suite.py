@@ -94,7 +94,6 @@ class Sizes:
     model: str
     num_segments: int
     size: int
-    precisions: tuple[str, ...]
     ceiling_precision: str
     matrix_side: int
     copy_bytes: int
@@ -105,12 +104,13 @@ class Sizes:
     validation_videos: int
     loader_batches: tuple[int, ...]
     loader_s: float
+    train_precisions: tuple[str, ...]  # fp32 first
     train_batch: int
     train_epochs: int
-    engine_batches: tuple[int, ...]
-    compile_precisions: tuple[str, ...]  # each takes the compiler up to a minute
-    compile_batches: tuple[int, ...]
     train_compiler: str  # a back end of torch.compile
+    engine_precisions: tuple[str, ...]
+    engine_batches: tuple[int, ...]
+    compile_batches: tuple[int, ...]  # each takes the compiler up to a minute; none in a dry run
     timing_s: float
     path_engines: tuple[str, ...]
     path_batch: int
@@ -121,28 +121,26 @@ class Sizes:
 def full() -> Sizes:
     """For a GPU: the paper's network and clip."""
     return Sizes(
-        model="tdn_resnet50", num_segments=8, size=224, precisions=("fp32", "bf16", "fp16"),
+        model="tdn_resnet50", num_segments=8, size=224,
         ceiling_precision="bf16", matrix_side=16384, copy_bytes=4 * 2**30,
         clip_sizes=((160, 120), (320, 240), (161, 121)), clip_frames=120, plans_per_clip=8,
         train_videos=512, validation_videos=256, loader_batches=(1, 4, 16, 64), loader_s=5,
-        train_batch=32, train_epochs=3, engine_batches=(1, 16, 64),
-        compile_precisions=("fp32", "bf16", "fp16"), compile_batches=(1, 16, 64),
-        train_compiler="inductor", timing_s=2,
-        path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500,
+        train_precisions=("fp32", "bf16", "fp16"), train_batch=32, train_epochs=3, train_compiler="inductor",
+        engine_precisions=("fp32", "bf16", "fp16"), engine_batches=(1, 16, 64), compile_batches=(1, 16, 64),
+        timing_s=2, path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500,
     )  # fmt: skip
 
 
 def dry() -> Sizes:
     """For a CPU: as little as shows that every step works."""
     return Sizes(
-        model="tdn_resnet_small", num_segments=4, size=64, precisions=("fp32", "bf16"),
+        model="tdn_resnet_small", num_segments=4, size=64,
         ceiling_precision="fp32", matrix_side=512, copy_bytes=2**24,
         clip_sizes=((160, 120), (161, 121)), clip_frames=30, plans_per_clip=2,
         train_videos=8, validation_videos=8, loader_batches=(4,), loader_s=0,
-        train_batch=4, train_epochs=2, engine_batches=(1, 4),
-        compile_precisions=("fp32",), compile_batches=(4,),
-        train_compiler="aot_eager", timing_s=0,
-        path_engines=("eager", "onnx"), path_batch=4, path_s=0, step_timeout_s=600,
+        train_precisions=("fp32", "bf16"), train_batch=2, train_epochs=2, train_compiler="aot_eager",
+        engine_precisions=("fp32",), engine_batches=(2,), compile_batches=(),
+        timing_s=0, path_engines=("eager",), path_batch=4, path_s=0, step_timeout_s=600,
     )  # fmt: skip
 
 
@@ -326,7 +324,7 @@ def decoder(run: Run) -> Outcome:
                 try:
                     write_numbered(path, codec, run.sizes.clip_frames, width, height)
                 except (av.error.FFmpegError, ValueError) as e:  # ValueError: no such encoder
-                    found.details[label] = f"not made: {str(e).splitlines()[0]}"
+                    found.details[label] = f"not made: {getattr(e, 'strerror', None) or e}"
                     continue
                 video = Video(Sample(label, str(path), 0, "validation"), scan_file(str(path)))
                 if video.file.status != OK or video.file.num_frames != run.sizes.clip_frames:
@@ -462,8 +460,8 @@ def train_step(run: Run) -> Outcome:
     labels = torch.arange(sizes.train_batch, device=run.device) % NUM_CLASSES
     flops = count_flops(run.network().train(), frames, backward=True)
     expected = None
-    cases = [(p, layout, False) for p in sizes.precisions for layout in ("channels_last", "contiguous")]
-    cases += [(p, "channels_last", True) for p in sizes.compile_precisions]
+    cases = [(p, layout, False) for p in sizes.train_precisions for layout in ("channels_last", "contiguous")]
+    cases += [(p, "channels_last", True) for p in sizes.train_precisions]
     for precision, layout, compiled in cases:
         label = f"{precision}_{layout}_{'compiled' if compiled else 'eager'}"
         classifier = run.network().train()
@@ -507,7 +505,7 @@ def train_step(run: Run) -> Outcome:
 def train_data(run: Run) -> Outcome:
     """Training fed by the DALI loader: how much of the time goes into waiting for data."""
     sizes = run.sizes
-    precision: Precision = "bf16" if "bf16" in sizes.precisions else "fp32"
+    precision: Precision = "bf16" if "bf16" in sizes.train_precisions else "fp32"
     with tempfile.TemporaryDirectory() as output:
         recipe = Recipe(
             name="gpu-suite", data=run.dataset(), model=sizes.model, num_segments=sizes.num_segments,
@@ -533,12 +531,15 @@ def engine(run: Run, *, name: str) -> Outcome:
         return found
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, else it would not agree with itself
     sizes = run.sizes
+    batches = sizes.compile_batches if name == "compile" else sizes.engine_batches
+    if not batches:
+        found.rows = [Row(name, "not run: left out of a dry run")]
+        return found
     classifier = run.network()
     flops = count_flops(classifier, run.frames(1), backward=False)
     found.figures["gflop_per_video"] = flops / 1e9
-    allowed = sizes.compile_precisions if name == "compile" else sizes.precisions
-    batches = sizes.compile_batches if name == "compile" else sizes.engine_batches
-    for precision in (p for p in supported_precisions(name, str(run.device)) if p in allowed):
+    precisions = set(sizes.engine_precisions) & set(supported_precisions(name, str(run.device)))
+    for precision in sorted(precisions):
         for batch in batches:
             label = f"{precision}_batch{batch}"
             frames = run.frames(batch)
@@ -666,15 +667,16 @@ def supervise(name: str, run: Run, again: bool) -> Verdict:
     arguments += ["--data", str(run.data)] if run.data is not None else []
     error = run_module("tdn_bench.gpu_suite", arguments, run.sizes.step_timeout_s)
     record = find_record(name, run, started)
-    failures = record.details["failures"] if record is not None else []
-    return Verdict(name, record, failures or ([error] if error is not None else []))
+    failures = list(record.details["failures"]) if record is not None else []
+    if not failures and (error is not None or record is None):
+        failures = [error or "left no record of this code: was it edited meanwhile?"]
+    return Verdict(name, record, failures)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """Each step's verdict, its failures and its headline figures; rates also as a share of the ceiling."""
-    ceiling = next(
-        (v.record.figures["matmul_tflop_per_s"] for v in verdicts if v.step == "ceilings" and v.record), None
-    )
+    figures = next((v.record.figures for v in verdicts if v.step == "ceilings" and v.record is not None), {})
+    ceiling = figures.get("matmul_tflop_per_s")
     lines = []
     for verdict in verdicts:
         lines.append(f"{verdict.step}: {verdict.text}")

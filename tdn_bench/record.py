@@ -74,7 +74,10 @@ def _command() -> list[str]:
 
 def write_record(record: Record, folder: Path) -> Path:
     """Write `<kind>-<name>-<time>.json` below `folder`, whole or not at all; no record is ever overwritten."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot hold records ({e.strerror})") from e
     stamp = record.created_utc.replace("-", "").replace(":", "")
     text = json.dumps(asdict(record), indent=1, default=str, ensure_ascii=False) + "\n"
     temporary = folder / f".{record.kind}-{os.getpid()}.tmp"

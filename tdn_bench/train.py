@@ -172,6 +172,10 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"--size {recipe.size}: must be at least 64 pixels")
     if recipe.init is not None and recipe.checkpoint is not None:
         raise UserError("--init and --checkpoint exclude each other: one starts the backbone, one the whole network")
+    try:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output {recipe.output}: cannot be made ({e.strerror})") from e
     for flag in ("batch_size", "epochs", "evaluate_every"):
         if getattr(recipe, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} {getattr(recipe, flag)}: must be at least 1")

@@ -9,12 +9,16 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipelines.annotations import Sample
 from pipelines.manifest import Video, scan_file
 from pipelines.synthetic import make_dataset
 from tdn_bench.checkpoint import save_checkpoint
 from tdn_bench.models import create_model
+
+settings.register_profile("house", deadline=None)  # a busy machine is no failure
+settings.load_profile("house")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -100,7 +100,7 @@ def test_a_batch_keeps_its_order_and_loses_only_its_bad_clips(backend: str, tmp_
         else:
             assert isinstance(clip, torch.Tensor)
             assert read_numbers(clip.numpy()) == (40 * i + FIRST_FRAMES).ravel().tolist()
-    assert min(stages.decode_s, stages.augment_s) > 0
+    assert min(stages.read_s, stages.decode_s, stages.augment_s) > 0
 
 
 QUADRANTS = {(0, 0): (200, 40, 40), (0, 1): (40, 200, 40), (1, 0): (40, 40, 200), (1, 1): (200, 200, 200)}
@@ -146,13 +146,9 @@ def test_resize_is_pillows_antialiased_bilinear(
     expected = np.asarray(image.fromarray(picture[y : y + h, x : x + w]).resize((64, 64), image.Resampling.BILINEAR))
     found = decode(make_plan(video, crop=crop))[0, 0]
     difference = np.abs(found.astype(int) - expected)
-    print("DIFF", backend, difference.max(), difference[2:-2, 2:-2].max(), difference.mean())
-    if backend == "pyav":
-        assert difference.max() <= 2
-    else:  # pixels beyond the crop's edge take part
-        assert difference[2:-2, 2:-2].mean() < 4
-    nearest = picture[y : y + h, x : x + w][np.arange(64) * h // 64][:, np.arange(64) * w // 64]
-    assert difference.mean() < np.abs(nearest.astype(int) - expected).mean()
+    if backend == "dali":  # pixels beyond the crop take part at its edge
+        difference = difference[2:-2, 2:-2]
+    assert difference.max() <= 3
 
 
 def test_backends_agree_on_synthetic_clips(motion_data: Path) -> None:
@@ -239,6 +235,19 @@ def test_pyav_refuses_a_picture_size_that_changes_midway(tmp_path: Path) -> None
     bad = decode_one(create_decoder("pyav", SPEC, torch.device("cpu"), 1), make_plan(video))
     assert isinstance(bad, BadClip)
     assert bad.reason == "frame 6 is 32×32, not 64×64"
+
+
+def test_pyav_refuses_damaged_frames(tmp_path: Path) -> None:
+    """Half a frame at the end of a cut file decodes to half a picture; it must not pass for a whole one."""
+    path = write_video(tmp_path / "a.avi", textured_frames(160, 120), "mjpeg")
+    video = as_video(path)
+    with av.open(str(path)) as container:
+        start, size = [(packet.pos or 0, packet.size) for packet in container.demux(video=0)][7]
+    path.write_bytes(path.read_bytes()[: start + size // 2])
+    plan = make_plan(video, np.minimum(FIRST_FRAMES, 7))
+    bad = decode_one(create_decoder("pyav", SPEC, torch.device("cpu"), 1), plan)
+    assert isinstance(bad, BadClip)
+    assert bad.reason == "frame 7 is damaged"
 
 
 def test_pyav_refuses_files_without_a_known_video_stream(tmp_path: Path) -> None:

@@ -126,6 +126,20 @@ def test_dropped_frames_of_divx_are_not_counted(tmp_path: Path) -> None:
     assert scan_file(str(target)).num_frames == COUNT
 
 
+def test_frames_before_an_edit_list_are_not_counted(tmp_path: Path) -> None:
+    """A trimmed MP4 keeps the frames back to the key frame, and tells players to skip them."""
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height = 96, 64
+        for number, picture in enumerate(FRAMES):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number - 7
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert scan_file(str(path)).num_frames == decoded_frames(path) == COUNT - 7
+
+
 def test_second_run_scans_nothing_but_what_changed(tmp_path: Path, scanned: list[str]) -> None:
     paths = [write_video(tmp_path / f"{i}.webm", FRAMES[: 8 + i]) for i in range(3)] + [tmp_path / "gone.webm"]
     cache = tmp_path / "cache" / "files.jsonl"
@@ -190,12 +204,15 @@ def test_digest_follows_the_data(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = [tmp_path / "there" / path.name for path in paths]
     assert build_manifest(annotate(moved)).digest() == original.digest()  # where the files lie does not matter
+    first, second = original.videos
+    unusable = dataclasses.replace(first, file=dataclasses.replace(first.file, status="truncated"))
     digests = [original, changed(id="x"), changed(label=1), changed(split="validation")]
+    digests.append(dataclasses.replace(original, videos=(unusable, second)))
     content = bytearray(paths[0].read_bytes())
     content[-1] ^= 1
     paths[0].write_bytes(content)
     digests.append(build_manifest(annotate(paths)))
-    assert len({m.digest() for m in digests}) == 5
+    assert len({m.digest() for m in digests}) == 6
 
 
 def test_processes_find_what_one_process_finds(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_random_indices_of_short_videos(num_frames: int) -> None:
     starts = np.stack([random_frame_indices(num_frames, 8, rng)[:, 0] for _ in range(100)])
     expected = {0} if num_frames <= 8 else set(range(num_frames - 4))
     assert set(starts.ravel().tolist()) == expected
+    assert (np.diff(starts) >= 0).all()
 
 
 def test_the_last_frame_is_repeated_past_the_end() -> None:
