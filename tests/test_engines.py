@@ -280,7 +280,6 @@ def test_small_tdn_matches_eager(name: str) -> None:
         assert engine.details()["threads"] == torch.get_num_threads()
 
 
-@pytest.mark.slow
 def test_compiled_tdn_matches_eager_and_compiles_only_while_building() -> None:
     skip_unless_available("compile")
     from torch._dynamo.utils import counters

@@ -240,7 +240,6 @@ def decoded_frames(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-@pytest.mark.slow
 def test_real_files_hold_as_many_frames_as_a_full_decode_gives(shared_data: Path) -> None:
     clips = [path for path in sorted((shared_data / "mixed_clips").rglob("*.*")) if path.is_file()]
     clips += sorted((shared_data / "ucf101_clips").rglob("*.avi"))[::12]

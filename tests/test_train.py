@@ -1,6 +1,9 @@
 """Training: the recipe's optimiser and schedule, one step against plain PyTorch, and whole runs on a few clips."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,3 +208,16 @@ def test_sthv2_without_its_data_says_what_it_looked_for(tmp_path, capsys):
     error = capsys.readouterr().err
     for needed in ("labels/labels.json", "labels/train.json", "labels/validation.json", "20bn-something", "https://"):
         assert needed in error
+
+
+def test_two_processes_share_a_run(motion_data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tdn_bench.train", "demo", "--data", str(motion_data), "--output", str(tmp_path), "--epochs", "1"]
+    command += ["--batch-size", "4", "--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("epoch 1/1") == 1
+    (path,) = tmp_path.glob("train-demo-*.json")  # one record, of all validation videos
+    assert sum(map(sum, read_record(path).details["confusion"])) == 8
