@@ -47,6 +47,8 @@ class Benchmark:
     """Timed calls of each formulation of the temporal convolution."""
     network_rounds: int = 8
     """Timed calls of each formulation of the whole network."""
+    threads: int | None = None
+    """Threads of torch on the CPU; default: one a core."""
     results: Path | None = None
     """Folder for the record; default: results/<machine>/."""
 
@@ -228,10 +230,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/temporal_conv.py")
-    if min(config.batch_size, config.rounds, config.network_rounds, *config.network_batches) < 1:
+    if min(config.batch_size, config.rounds, config.network_rounds, config.threads or 1, *config.network_batches) < 1:
         raise UserError("batch sizes and rounds must be at least 1")
     device = pick_device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 in full, or the two would not agree
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     found = Comparison(device)
     compare_convolution(found, config)

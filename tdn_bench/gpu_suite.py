@@ -105,6 +105,7 @@ class Sizes:
     loader_batches: tuple[int, ...]
     loader_s: float
     train_precisions: tuple[str, ...]  # fp32 first
+    train_compiled: tuple[str, ...]  # precisions in which the network is also compiled
     train_batch: int
     train_epochs: int
     train_compiler: str  # a back end of torch.compile
@@ -116,6 +117,7 @@ class Sizes:
     path_batch: int
     path_s: float
     step_timeout_s: float
+    threads: int | None  # of OpenMP; default: one a core
 
 
 def full() -> Sizes:
@@ -125,9 +127,10 @@ def full() -> Sizes:
         ceiling_precision="bf16", matrix_side=16384, copy_bytes=4 * 2**30,
         clip_sizes=((160, 120), (320, 240), (161, 121)), clip_frames=120, plans_per_clip=8,
         train_videos=512, validation_videos=256, loader_batches=(1, 4, 16, 64), loader_s=5,
-        train_precisions=("fp32", "bf16", "fp16"), train_batch=32, train_epochs=3, train_compiler="inductor",
+        train_precisions=("fp32", "bf16", "fp16"), train_compiled=("fp32", "bf16", "fp16"),
+        train_batch=32, train_epochs=3, train_compiler="inductor",
         engine_precisions=("fp32", "bf16", "fp16"), engine_batches=(1, 16, 64), compile_batches=(1, 16, 64),
-        timing_s=2, path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500,
+        timing_s=2, path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500, threads=None,
     )  # fmt: skip
 
 
@@ -138,9 +141,11 @@ def dry() -> Sizes:
         ceiling_precision="fp32", matrix_side=512, copy_bytes=2**24,
         clip_sizes=((160, 120), (161, 121)), clip_frames=30, plans_per_clip=2,
         train_videos=8, validation_videos=8, loader_batches=(4,), loader_s=0,
-        train_precisions=("fp32", "bf16"), train_batch=2, train_epochs=2, train_compiler="aot_eager",
+        train_precisions=("fp32", "bf16"), train_compiled=("fp32",),
+        train_batch=2, train_epochs=2, train_compiler="aot_eager",
         engine_precisions=("fp32",), engine_batches=(2,), compile_batches=(),
         timing_s=0, path_engines=("eager",), path_batch=4, path_s=0, step_timeout_s=600,
+        threads=1,  # several would wait for each other on a busy machine
     )  # fmt: skip
 
 
@@ -461,7 +466,7 @@ def train_step(run: Run) -> Outcome:
     flops = count_flops(run.network().train(), frames, backward=True)
     expected = None
     cases = [(p, layout, False) for p in sizes.train_precisions for layout in ("channels_last", "contiguous")]
-    cases += [(p, "channels_last", True) for p in sizes.train_precisions]
+    cases += [(p, "channels_last", True) for p in sizes.train_compiled]
     for precision, layout, compiled in cases:
         label = f"{precision}_{layout}_{'compiled' if compiled else 'eager'}"
         classifier = run.network().train()
@@ -576,7 +581,7 @@ def path(run: Run) -> Outcome:
         }  # fmt: skip
         started = utc_now()
         arguments = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-        error = run_module("tdn_bench.throughput", arguments, sizes.step_timeout_s)
+        error = run_module("tdn_bench.throughput", arguments, sizes)
         if error is not None:
             found.failures.append(f"{name}: {error}")
             continue
@@ -603,14 +608,16 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def run_module(module: str, arguments: Sequence[str], timeout_s: float) -> str | None:
+def run_module(module: str, arguments: Sequence[str], sizes: Sizes) -> str | None:
     """Run `python -m module` in a process of its own; None, or in one line why it failed."""
     command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if sizes.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(sizes.threads)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=sizes.step_timeout_s, env=environment)
     except subprocess.TimeoutExpired:
-        return f"did not end within {timeout_s:.0f} s"
+        return f"did not end within {sizes.step_timeout_s:.0f} s"
     if done.returncode == 0:
         return None
     print(done.stderr, file=sys.stderr, end="", flush=True)  # the table has room for a line only
@@ -665,7 +672,7 @@ def supervise(name: str, run: Run, again: bool) -> Verdict:
     started = utc_now()
     arguments = ["--step", name, "--device", str(run.device), "--results", str(run.folder)]
     arguments += ["--data", str(run.data)] if run.data is not None else []
-    error = run_module("tdn_bench.gpu_suite", arguments, run.sizes.step_timeout_s)
+    error = run_module("tdn_bench.gpu_suite", arguments, run.sizes)
     record = find_record(name, run, started)
     failures = list(record.details["failures"]) if record is not None else []
     if not failures and (error is not None or record is None):

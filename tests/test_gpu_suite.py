@@ -8,7 +8,18 @@ import torch
 
 from pipelines.errors import BadClip
 from tdn_bench import gpu_suite
-from tdn_bench.gpu_suite import CODECS, STEPS, Outcome, Run, dry, numbered_frames, read_numbers, table, write_numbered
+from tdn_bench.gpu_suite import (
+    CODECS,
+    STEPS,
+    Outcome,
+    Run,
+    Sizes,
+    dry,
+    numbered_frames,
+    read_numbers,
+    table,
+    write_numbered,
+)
 from tdn_bench.record import read_record
 
 CPU = torch.device("cpu")
@@ -113,7 +124,7 @@ def test_failed_check_is_shown_and_run_again(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setitem(STEPS, "ceilings", lambda _: next(outcomes))
     monkeypatch.setattr(gpu_suite, "utc_now", lambda: "2000")
 
-    def in_this_process(module: str, arguments: list[str], timeout_s: float) -> str | None:
+    def in_this_process(module: str, arguments: list[str], sizes: Sizes) -> str | None:
         record = gpu_suite.run_step(arguments[1], run)
         return "exit status 1" if record.details["failures"] else None
 
