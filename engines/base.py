@@ -54,7 +54,7 @@ class EngineSpec:
 
 
 def device_type(device: str) -> str:
-    """"cpu" or "cuda", for a device such as "cuda:1". Raises EngineError for any other."""
+    """ "cpu" or "cuda", for a device such as "cuda:1". Raises EngineError for any other."""
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (":" in device and not index.isdecimal()):
         raise EngineError(f"device {device!r} is unknown: choose cpu, cuda or cuda:<number>")

@@ -46,12 +46,8 @@ class OnnxEngine(Engine):
         frames = frames.contiguous()
         logits = torch.empty(len(frames), self._num_classes, device=frames.device)
         binding = self._session.io_binding()
-        binding.bind_input(
-            "frames", self._device, self._index, np.uint8, tuple(frames.shape), frames.data_ptr()
-        )
-        binding.bind_output(
-            "logits", self._device, self._index, np.float32, tuple(logits.shape), logits.data_ptr()
-        )
+        binding.bind_input("frames", self._device, self._index, np.uint8, tuple(frames.shape), frames.data_ptr())
+        binding.bind_output("logits", self._device, self._index, np.float32, tuple(logits.shape), logits.data_ptr())
         if self._device == "cuda":  # the session has its own stream, and waits for it before it returns
             torch.cuda.current_stream(frames.device).synchronize()
         self._session.run_with_iobinding(binding)

@@ -105,11 +105,11 @@ def demo() -> Recipe:
         crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
         dropout=0.0,
         batch_size=16,
-        epochs=12,
+        epochs=10,
         lr=0.03,
         schedule="cosine",
         warmup_epochs=1,
-        evaluate_every=4,
+        evaluate_every=5,
         output=Path("runs/demo/tdn"),
     )
 

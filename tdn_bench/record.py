@@ -18,6 +18,7 @@ from tdn_bench.environment import commit, describe_machine, versions
 from tdn_bench.errors import UserError
 
 SCHEMA_VERSION = 1
+COMMIT = commit()  # asked at the start: of the code that runs, not of a commit made meanwhile
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def make_record(
     if manifest is not None:
         data = {"name": manifest.name, "digest": manifest.digest(), "videos": len(manifest.videos)}
     return Record(
-        kind, name, figures, samples, settings, _command(), describe_machine(device), versions(), commit(), data,
+        kind, name, figures, samples, settings, _command(), describe_machine(device), versions(), COMMIT, data,
         utc_now(), details or {},
     )  # fmt: skip
 

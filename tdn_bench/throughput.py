@@ -165,6 +165,7 @@ def measure(config: Throughput) -> Record:
         raise UserError(f"unknown engine {config.engine!r}; choose one of {', '.join(ENGINES)}, none")
     config = resolve(config)
     device = torch.device(config.device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: the reference that engines are held to is
     manifest, spec = config.open(), config.clip_spec()
     bad_clips = BadClips()
     found: dict[str, object] = {}
