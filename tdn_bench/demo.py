@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines import ENGINES
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.environment import cores, machine_name
+from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
 from tdn_bench.recipes import demo as demo_recipe
-from tdn_bench.record import utc_now, write_record
+from tdn_bench.record import utc_now
 from tdn_bench.report import write_report
-from tdn_bench.train import train, train_record
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,52 @@ class Demo:
     """Decoding threads and rendering processes; default: one a core."""
 
 
-def _measure(arguments: Sequence[str]) -> str | None:
-    """Run one measurement in a process of its own (its memory and failures stay its own); the error, if any."""
-    command = [sys.executable, "-m", "tdn_bench.throughput", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    print(done.stdout, end="", flush=True)
-    if done.returncode == 0:
+def _start(module: str, flags: Sequence[str], threads: int | None = None) -> subprocess.Popen[str]:
+    """Start a command in a process of its own: its memory, threads and failures stay its own."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads is not None else {})
+    command = [sys.executable, "-m", module, *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _finish(process: subprocess.Popen[str]) -> str | None:
+    """Wait for a command; return its error in one line, if any."""
+    _, err = process.communicate()
+    if process.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
+    lines = [line for line in err.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}"
+
+
+def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[str, Path]:
+    """Train both networks by the same recipe; return their checkpoints.
+
+    Without a GPU they train side by side, each on half of the processors: a small network leaves a second thread
+    idle for much of the time, so that both together take little longer than one.
+    """
+    threads = max(1, cores() // 2) if side_by_side else None
+    workers = config.workers or threads
+    running: dict[str, subprocess.Popen[str]] = {}
+
+    def finish(kind: str) -> None:
+        if (error := _finish(running.pop(kind))) is not None:
+            for other in running.values():
+                other.terminate()
+            raise UserError(f"training {kind}: {error}")
+
+    for kind in ("tdn", "tsn"):
+        flags = ["demo", "--name", f"demo-{kind}", "--model", f"{kind}_resnet_small", "--data", str(data)]
+        flags += ["--output", str(config.output / kind), "--results", str(folder), "--epochs", str(config.epochs)]
+        flags += ["--device", config.device, *(["--workers", str(workers)] if workers else [])]
+        running[kind] = _start("tdn_bench.train", flags, threads)
+        if not side_by_side:
+            finish(kind)
+    for kind in list(running):
+        finish(kind)
+    return {kind: config.output / kind / "last.safetensors" for kind in ("tdn", "tsn")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The demo: data, training, measurement, report."""
+    """Run the demo: data, training, measurement, report."""
     import tyro
 
     config = tyro.cli(Demo, args=argv, prog="tdn-bench demo")
@@ -69,22 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = make_dataset(
         config.output / "data", train=config.train_videos, validation=config.validation_videos, workers=config.workers
     )
-    checkpoints = {}
-    for kind in ("tdn", "tsn"):
-        step(f"training {kind} (same backbone, same budget)")
-        recipe = replace(
-            demo_recipe(),
-            name=f"demo-{kind}",
-            model=f"{kind}_resnet_small",
-            data=data,
-            epochs=config.epochs,
-            output=config.output / kind,
-            device=config.device,
-            workers=config.workers,
-        )
-        result = train(recipe)
-        write_record(train_record(recipe, result), folder)
-        checkpoints[kind] = result.checkpoint
+    side_by_side = device.type == "cpu" and cores() > 1
+    step(f"training tdn and tsn: same backbone, same budget{', side by side' if side_by_side else ''}")
+    checkpoints = _train(config, data, folder, side_by_side)
 
     common = ["--data", str(data), "--seconds", str(config.seconds), "--results", str(folder)]
     if config.workers is not None:
@@ -99,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = []
     for title, flags in measurements.items():
         step(title)
-        error = _measure([*common, *flags])
+        error = _finish(_start("tdn_bench.throughput", [*common, *flags]))
         if error is not None:
             print(f"  left out: {error}", flush=True)
             missing.append(f"{title}: {error}")

@@ -45,6 +45,8 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         "name": machine_name(device),
         "cpu": cpu_name(),
         "cores": cores(),
+        "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "device": str(device),

@@ -71,6 +71,8 @@ class Recipe(DataFlags):
     """Of weights, order and augmentation."""
     output: Path = Path("runs/sthv2")
     """Folder for checkpoints, scalars, the list of bad clips and the record."""
+    results: Path | None = None
+    """Folder for the record; default: the output folder."""
     resume: bool = False
     """Go on from the output folder's last finished epoch."""
 
@@ -104,12 +106,12 @@ def demo() -> Recipe:
         crop_ratio=1.0,
         crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
         dropout=0.0,
-        batch_size=16,
-        epochs=10,
-        lr=0.03,
+        batch_size=8,
+        epochs=12,
+        lr=0.01,
         schedule="cosine",
         warmup_epochs=1,
-        evaluate_every=5,
+        evaluate_every=4,
         output=Path("runs/demo/tdn"),
     )
 

@@ -347,7 +347,7 @@ def validate(classifier: nn.Module, loader: ClipLoader, ranks: Ranks, precision:
 def _report(epoch: Epoch, recipe: Recipe, writer: SummaryWriter | None, lr: float) -> None:
     accuracy = "" if epoch.top1 is None else f", top-1 {epoch.top1:.2f} %, top-5 {epoch.top5:.2f} %"
     print(
-        f"epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.4f}, {epoch.clips_per_s:.1f} clips/s, "
+        f"{recipe.name}: epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.4f}, {epoch.clips_per_s:.1f} clips/s, "
         f"{epoch.wait_share:.0%} waiting for data{accuracy}",
         flush=True,
     )
@@ -425,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = train(recipe)
     print(f"checkpoint: {result.checkpoint}")
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"record: {write_record(train_record(recipe, result), recipe.output)}")
+        print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")
 
 
 if __name__ == "__main__":

@@ -56,3 +56,25 @@ except Exception as e:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("DataError backend dali: No module named")
     assert "--backend pyav" in done.stdout
+
+
+def test_every_module_imports_without_dali_tensorrt_and_the_other_engines() -> None:
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")]
+    packages = ("tdn_bench", "pipelines", "engines")
+    modules = sorted(n for n in names if n.split(".")[0] in packages and not n.endswith("__main__"))
+    assert len(modules) > 30
+    program = f"""
+import importlib, sys
+blocked = ("nvidia", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "pynvml", "triton")
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+import torch
+sys.meta_path.insert(0, Block())
+torch.cuda.is_available = torch.cuda.init = lambda: sys.exit("CUDA was touched")
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def test_clips_are_what_they_should_be(dataset: Path) -> None:
             assert stream.profile == "Profile 0"
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert 36 <= len(frames) == scene.frames <= 60
-        assert frames[0].shape == (HEIGHT, WIDTH, 3) == (120, 160, 3)
+        assert frames[0].shape == (HEIGHT, WIDTH, 3) == (128, 160, 3)
         if row["id"] == "0":  # what is decoded is what was drawn, but for the loss of coding
             assert np.abs(np.stack(frames).astype(int) - render(scene)).mean() < 6
 
