@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## make .venv and install what is needed (once)
 
-demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine -> report (about 8 minutes on 2 cores)
+demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine -> report (under 10 minutes on 2 cores)
 	$(RUN) tdn_bench.demo $(ARGS)
 
 test: $(STAMP)  ## the test suite
