@@ -53,7 +53,7 @@ doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get th
 gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the same steps at toy size)
 	$(RUN) tdn_bench.gpu_suite $(ARGS)
 
-benchmark: $(STAMP)  ## the temporal modules against their naive formulation
+benchmark: $(STAMP)  ## the temporal modules against their naive formulation (make benchmark ARGS="--threads 1")
 	$(VENV)/bin/python benchmarks/temporal_conv.py $(ARGS)
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
