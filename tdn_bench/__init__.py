@@ -3,7 +3,7 @@
 import os
 
 # Before torch loads OpenMP. Its threads spin while they wait, by default, and then take the processors away from
-# the threads that decode video: on two cores a training step took up to ten times as long.
+# the threads that decode video, or from whatever else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -32,15 +32,20 @@ def test_packages_know_only_what_lies_below_them(package: str, unknown: str) -> 
 MODULES = sorted(p.stem for p in (ROOT / "pipelines").glob("*.py") if p.stem not in ("__init__", "synthetic"))
 
 
-def test_pipelines_imports_without_dali_pyav_and_cuda() -> None:
-    program = f"""
+# The start of a program in which the libraries named in `blocked` are missing.
+BLOCK = """
 import importlib, sys
-blocked = ("nvidia", "av", "pynvml")
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+"""
+
+
+def test_pipelines_imports_without_dali_pyav_and_cuda() -> None:
+    program = f"""
+blocked = ("nvidia", "av", "pynvml")
+{BLOCK}sys.meta_path.insert(0, Block())
 import torch
 torch.cuda.is_available = torch.cuda.init = lambda: sys.exit("CUDA was touched")
 for name in {MODULES}:
@@ -64,13 +69,8 @@ def test_every_module_imports_without_dali_tensorrt_and_the_other_engines() -> N
     modules = sorted(n for n in names if n.split(".")[0] in packages and not n.endswith("__main__"))
     assert len(modules) > 30
     program = f"""
-import importlib, sys
 blocked = ("nvidia", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "pynvml", "triton")
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-import torch
+{BLOCK}import torch
 sys.meta_path.insert(0, Block())
 torch.cuda.is_available = torch.cuda.init = lambda: sys.exit("CUDA was touched")
 for name in {modules}:
