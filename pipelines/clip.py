@@ -7,6 +7,7 @@ Shape legend, used everywhere in this project:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class ClipSpec:
 
     `crop_ratio` is the share of the short side that the centre crop of an evaluation keeps: 224 of 256 in the
     one-clip protocol of the paper. `crop_scales` are the shares that a training crop's sides may take.
+    An evaluation sees `num_clips` × `num_crops` views of a video: one centred clip, or clips drawn at random
+    (seeded by the video's id); its centre crop, or 3 squares that span the short side (`crop_ratio` is not read).
     """
 
     num_segments: int = 8
@@ -26,6 +29,12 @@ class ClipSpec:
     size: int = 224
     crop_ratio: float = 224 / 256
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    num_clips: int = 1
+    num_crops: Literal[1, 3] = 1
+
+    @property
+    def num_views(self) -> int:
+        return self.num_clips * self.num_crops
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -49,7 +58,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """frames: uint8 (B, T, L, H, W, C) on the device that uses them; labels: int64 (B,), −1 = unknown."""
+    """frames: uint8 (B, T, L, H, W, C) on the device that uses them; labels: int64 (B,), −1 = unknown.
+
+    With several views of a video, B counts views: a video's views stand together, clip by clip, and share its id.
+    """
 
     frames: Tensor
     labels: Tensor

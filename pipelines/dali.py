@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.clip import ClipSpec, Stages
+from pipelines.cpu import read_frames
 from pipelines.errors import BadClip, DataError
+from pipelines.manifest import JPEG_FRAMES
+from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
 
-CPU_CODECS = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "mjpeg"})
+Item = tuple[ClipPlan, list[np.ndarray]]  # a plan and its file, or its JPEG files
+Clip = Tensor | BadClip
+CPU_CODECS = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "mjpeg", JPEG_FRAMES})
 GPU_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "libdav1d", "mpeg4"}
 
 
@@ -26,87 +32,146 @@ class DaliDecoder:
     """Decodes, crops, resizes and flips a batch of plans with DALI, in one call each."""
 
     name = "dali"
+    concurrent = False  # one stream of operators
 
-    def __init__(self, spec: ClipSpec, device: torch.device, workers: int) -> None:
+    def __init__(self, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False) -> None:
         try:
             import nvidia.dali.experimental.dynamic as ndd
         except ImportError as e:
             raise DataError(f"backend dali: {e}; pip install nvidia-dali-cuda120, or use --backend pyav") from e
         self._ndd = ndd
-        self.spec = spec
+        self.spec, self.verify = spec, verify
         self.device = device
         self._where = "gpu" if device.type == "cuda" else "cpu"
         self._codecs = GPU_CODECS if device.type == "cuda" else CPU_CODECS
         ndd.set_num_threads(workers)
 
     def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]:
-        """Return, in the plans' order, uint8 (T, L, H, W, C) on `device`, or why there is none; and the work done."""
+        """Return, in the plans' order, uint8 (views·T, L, H, W, C) on `device`, or why there is none; and the work
+        done."""
         stages = Stages()
-        read = [self._read(plan, stages) for plan in plans]
-        good = [(plan, data) for plan, data in zip(plans, read, strict=True) if not isinstance(data, BadClip)]
-        decoded = iter(self._decode(good, stages) if good else ())
-        return [data if isinstance(data, BadClip) else next(decoded) for data in read], stages
+        clips: dict[int, Clip] = {}
+        videos: dict[int, Item] = {}
+        folders: dict[int, Item] = {}
+        for i, plan in enumerate(plans):
+            data = self._read(plan, stages)
+            if isinstance(data, BadClip):
+                clips[i] = data
+            else:
+                (folders if _is_folder(plan) else videos)[i] = plan, data
+        for items, decode in ((videos, self._decode_videos), (folders, self._decode_jpegs)):
+            found = self._decode(list(items.values()), decode, stages)
+            clips |= dict(zip(items, found, strict=True))
+        return [clips[i] for i in range(len(plans))], stages
 
-    def _read(self, plan: ClipPlan, stages: Stages) -> np.ndarray | BadClip:
-        """The file's bytes; DALI demultiplexes and decodes them in one step."""
+    def _read(self, plan: ClipPlan, stages: Stages) -> list[np.ndarray] | BadClip:
+        """The file's bytes, which DALI demultiplexes and decodes in one step; or those of each wanted JPEG frame."""
         video = plan.video
         if video.file.codec not in self._codecs:
             hint = "use --backend pyav" if self._where == "gpu" else "use --backend pyav, or DALI on a GPU"
             return BadClip(video.id, video.path, f"DALI cannot decode {video.file.codec} on the {self._where}; {hint}")
         clock = time.perf_counter()
         try:
-            data = np.fromfile(video.path, np.uint8)
+            check_file(plan, self.verify)
+            if _is_folder(plan):
+                return [np.frombuffer(data, np.uint8) for data in read_frames(plan)]
+            return [np.fromfile(video.path, np.uint8)]
+        except BadClip as bad:
+            return bad
         except OSError as e:
             return BadClip(video.id, video.path, f"cannot be read: {e.strerror}")
-        stages.read_s += time.perf_counter() - clock
-        return data
+        finally:
+            stages.read_s += time.perf_counter() - clock
 
-    def _decode(self, items: list[tuple[ClipPlan, np.ndarray]], stages: Stages) -> list[Tensor | BadClip]:
+    def _decode(self, items: list[Item], decode: Callable[[list[Item]], list[Any]], stages: Stages) -> list[Clip]:
         """Decode together; where that fails, one by one, to find the culprits and keep the rest."""
+        if not items:
+            return []
         try:
-            return self._run(items, stages)
+            clock = time.perf_counter()
+            pictures = decode(items)  # per clip uint8 (F, H, W, C), the distinct frames
+            now = time.perf_counter()
+            stages.decode_s += now - clock
+            clips = self._augment([plan for plan, _ in items], pictures)
+            stages.augment_s += time.perf_counter() - now
+            return clips
         except RuntimeError as e:
             if len(items) == 1:
                 video = items[0][0].video
                 return [BadClip(video.id, video.path, f"cannot be decoded: {_reason(e)}")]
-            return [self._decode([item], stages)[0] for item in items]
+            return [self._decode([item], decode, stages)[0] for item in items]
 
-    def _run(self, items: list[tuple[ClipPlan, np.ndarray]], stages: Stages) -> list[Tensor | BadClip]:
-        ndd, where = self._ndd, self._where
+    def _decode_videos(self, items: list[Item]) -> list[Any]:
+        ndd = self._ndd
         # Unique and ascending: a repeated index makes DALI seek and decode again from the key frame.
-        wanted = [np.unique(plan.frames) for plan, _ in items]
-        clock = time.perf_counter()
+        wanted = [plan.wanted.astype(np.int32) for plan, _ in items]
         # pad_mode none: every other mode turns an index past the end into a made-up frame, silently
         video = ndd.decoders.video(
-            ndd.batch([data for _, data in items]),
-            frames=ndd.batch([w.astype(np.int32) for w in wanted]),
-            pad_mode="none",
-            device=where,
+            ndd.batch([data for _, (data,) in items]), frames=ndd.batch(wanted), pad_mode="none", device=self._where
+        )
+        return list(video.evaluate().tensors)
+
+    def _decode_jpegs(self, items: list[Item]) -> list[Any]:
+        """Decode all frames of all clips as one batch of pictures (nvJPEG on a GPU, libjpeg-turbo on a CPU)."""
+        ndd = self._ndd
+        pictures = ndd.decoders.image(
+            ndd.batch([data for _, frames in items for data in frames]), device=self._where
         ).evaluate()
-        now = time.perf_counter()
-        stages.decode_s += now - clock
-        start, end = [], []
-        for plan, _ in items:
-            x, y, w, h = plan.crop
-            left, right = (x + w, x) if plan.flip else (x, x + w)  # swapped ends flip
-            start.append(np.array([y, left], np.float32))
-            end.append(np.array([y + h, right], np.float32))
-        size = (self.spec.size, self.spec.size)
-        small = ndd.resize(video, roi_start=ndd.batch(start), roi_end=ndd.batch(end), size=size).evaluate()
-        clips: list[Tensor | BadClip] = []
-        for (plan, _), unique, source, sample in zip(items, wanted, video.tensors, small.tensors, strict=True):
-            file, (height, width) = plan.video.file, source.shape[1:3]
-            if max(abs(width - file.width), abs(height - file.height)) > 1:  # 1: a decoder may round odd sizes
-                reason = f"frames are {width}×{height}, not {file.width}×{file.height}"
-                clips.append(BadClip(plan.video.id, plan.video.path, reason))
+        tensors = iter(pictures.tensors)
+        return [[next(tensors) for _ in frames] for _, frames in items]
+
+    def _augment(self, plans: list[ClipPlan], decoded: list[Any]) -> list[Clip]:
+        """Crop and resize in one pass over the batch; a clip's pictures are one sample, or one each (JPEG)."""
+        ndd = self._ndd
+        samples: list[Any] = []
+        start, end, size = [], [], []
+        clips: list[Clip | None] = []
+        for plan, pictures in zip(plans, decoded, strict=True):
+            parts = pictures if isinstance(pictures, list) else [pictures]
+            bad = self._check_sizes(plan, parts)
+            clips.append(bad)
+            if bad is not None:
                 continue
-            position = torch.from_numpy(np.searchsorted(unique, plan.frames.ravel())).to(self.device)
-            clips.append(sample.torch()[position].view(self.spec.shape))  # indexing copies out of DALI's memory
-        stages.augment_s += time.perf_counter() - now
-        return clips
+            x, y, w, h = coded_crop(plan)
+            width, height = coded_size(plan, self.spec.size)
+            for part in parts:
+                samples.append(part)
+                start.append(np.array([y, x], np.float32))
+                end.append(np.array([y + h, x + w], np.float32))
+                size.append(np.array([height, width], np.float32))
+        if samples:
+            small = ndd.resize(
+                ndd.batch(samples), roi_start=ndd.batch(start), roi_end=ndd.batch(end), size=ndd.batch(size)
+            ).evaluate()
+            resized = iter(small.tensors)
+            for i, (plan, pictures) in enumerate(zip(plans, decoded, strict=True)):
+                if clips[i] is None:
+                    if isinstance(pictures, list):
+                        out = torch.stack([next(resized).torch() for _ in pictures])
+                    else:
+                        out = next(resized).torch()
+                    clip = arrange(out, plan, self.spec)
+                    # DALI's own memory must not be handed on; mostly arrange has copied already
+                    shared = clip.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+                    clips[i] = clip.clone() if shared else clip
+        return [clip for clip in clips if clip is not None]
+
+    def _check_sizes(self, plan: ClipPlan, parts: list[Any]) -> BadClip | None:
+        file = plan.video.file
+        expected = (file.width, file.height) if file.rotation % 180 == 0 else (file.height, file.width)
+        for part in parts:
+            height, width = part.shape[-3:-1]
+            if max(abs(width - expected[0]), abs(height - expected[1])) > 1:  # 1: a decoder may round odd sizes
+                reason = f"frames are {width}×{height}, not {expected[0]}×{expected[1]}"
+                return BadClip(plan.video.id, plan.video.path, reason)
+        return None
 
     def close(self) -> None:
         """DALI's threads and memory are the process's, shared by all decoders: nothing to give back."""
+
+
+def _is_folder(plan: ClipPlan) -> bool:
+    return plan.video.file.codec == JPEG_FRAMES
 
 
 def _reason(error: BaseException) -> str:

@@ -4,83 +4,128 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.clip import ClipBatch, ClipSpec, Stages
 from pipelines.errors import BadClip, DataError
-from pipelines.manifest import OK, Video
-from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, shard
+from pipelines.manifest import OK, Videos
+from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, shard, stand_in
 
+Place = tuple[int, int]  # position in the split, epoch
+MAX_STAND_INS = 32  # for one place: enough where half of the videos are bad
 BACKENDS = ("auto", "pyav", "dali")
 
 
 class Decoder(Protocol):
-    """A backend: plans in; clips uint8 (T, L, H, W, C) or reasons out, in order, on `device`."""
+    """A backend: plans in; clips uint8 (views·T, L, H, W, C) or reasons out, in order, on `device`."""
 
     name: str
     device: torch.device
+    concurrent: bool  # may be called from several threads at once
 
     def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]: ...
 
     def close(self) -> None: ...
 
 
-def create_decoder(backend: str, spec: ClipSpec, device: torch.device, workers: int) -> Decoder:
+def create_decoder(backend: str, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False) -> Decoder:
     """The one place where a backend is chosen. `auto` is DALI on a GPU, PyAV without one."""
     if backend == "auto":
         backend = "dali" if device.type == "cuda" else "pyav"
     if backend == "pyav":
         from pipelines.cpu import PyAVDecoder
 
-        return PyAVDecoder(spec, workers)
+        return PyAVDecoder(spec, workers, verify)
     if backend == "dali":
         from pipelines.dali import DaliDecoder
 
-        return DaliDecoder(spec, device, workers)
+        return DaliDecoder(spec, device, workers, verify)
     raise DataError(f"unknown loader backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
-@dataclass
-class BadClips:
-    """The videos that could not be used: counted once each, and listed in a JSON-lines file as they are met."""
+OnBadClip = Literal["error", "skip"]
 
+
+@dataclass(frozen=True)
+class BadClipPolicy:
+    """What a video that cannot be used does to a run; the same for every command and backend.
+
+    `error`: it ends the run. `skip`: an evaluation leaves it out and never puts another in its place; training takes
+    a stand-in drawn by seed, epoch and place. Either way it is counted and listed in `log` (JSON lines), and when
+    more than `max_share` of the videos are bad the run ends.
+    """
+
+    on_bad_clip: OnBadClip = "skip"
+    max_share: float = 0.01
+    verify_checksums: bool = False  # read the whole file and compare its sha256 with the scan's
     log: Path | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class BadClips:
+    """The videos that one loader could not use, each counted once, and how often a stand-in took their place."""
+
+    def __init__(self, policy: BadClipPolicy, total: int) -> None:
+        self.policy, self.total = policy, total
+        self.reasons: dict[str, str] = {}
+        self.stand_ins = 0
+        self._lock = threading.Lock()
 
     def add(self, bad: BadClip) -> None:
-        if bad.path in self.reasons:
-            return
-        self.reasons[bad.path] = bad.reason
-        if self.log is not None:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
-            with self.log.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
+        """Note a bad clip. Raises DataError where the policy says that it ends the run."""
+        with self._lock:
+            if bad.path in self.reasons:
+                return
+            self.reasons[bad.path] = bad.reason
+            if self.policy.log is not None:
+                self.policy.log.parent.mkdir(parents=True, exist_ok=True)
+                line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
+                with self.policy.log.open("a", encoding="utf-8") as f:
+                    f.write(line + "\n")
+        if self.policy.on_bad_clip == "error":
+            raise DataError(f"{bad}; repair it, or leave bad clips out by --on-bad-clip skip")
+
+    def replace(self, count: int) -> None:
+        """Note that stand-ins were drawn."""
+        with self._lock:
+            self.stand_ins += count
+
+    def check_share(self) -> None:
+        """Raise DataError where too many videos are bad."""
+        if len(self) > self.policy.max_share * self.total:
+            path, reason = next(iter(self.reasons.items()))
+            raise DataError(
+                f"{len(self)} of {self.total} videos ({len(self) / self.total:.1%}) cannot be used, more than "
+                f"--max-bad-share {self.policy.max_share:g} allows; first {path}: {reason}"
+            )
 
     def __len__(self) -> int:
         return len(self.reasons)
 
 
 class ClipLoader:
-    """Batches of one split of a manifest, decoded ahead in a background thread.
+    """Batches of some videos of a manifest, decoded ahead in background threads: `prefetch` of them, or what keeps
+    all workers busy.
 
     `flipped_labels` (see `annotations.flip_labels`) makes it a training loader: shuffled, augmented, each rank
-    the same number of batches, no partial batch. Without it, it evaluates: every video exactly once over all
-    ranks, centre clip and crop, the last batch as small as it comes. Bad clips are left out of their batch.
+    the same number of batches, every batch full. Without it, it evaluates: every video exactly once over all
+    ranks, the views that `spec` asks for, the last batch as small as it comes. `batch_size` counts videos.
     """
 
     def __init__(
         self,
-        videos: Sequence[Video],
+        videos: Videos,
         spec: ClipSpec,
         batch_size: int,
         *,
@@ -88,45 +133,53 @@ class ClipLoader:
         backend: str = "auto",
         device: torch.device | str = "cpu",
         workers: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        bad_clips: BadClips | None = None,
+        policy: BadClipPolicy = BadClipPolicy(),
     ) -> None:
+        workers = workers or os.cpu_count() or 1
+        if prefetch is None:
+            prefetch = 1 + max(1, -(-workers // max(batch_size, 1)))
         if min(batch_size, prefetch) < 1:
             raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size
         self.flipped_labels, self.seed = flipped_labels, seed
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.device = torch.device(device)
-        self.bad_clips = bad_clips if bad_clips is not None else BadClips()
+        if not videos:
+            raise DataError("the split lists no video: its annotation file is missing; name another split or file")
+        self.bad_clips = BadClips(policy, len(videos))
         self.wait_s = 0.0  # time that the consumer spent waiting for a batch
-        self.decoder = create_decoder(backend, spec, self.device, workers or os.cpu_count() or 1)
         # A video known to be bad never enters a batch; the ranks agree on what is left.
-        self._positions = [i for i, v in enumerate(videos) if v.file.status == OK]
-        for v in videos:
-            if v.file.status != OK:
-                self.bad_clips.add(BadClip(v.id, v.path, v.file.status))
-        if not self._positions:
-            example = f", first {videos[0].path}: {videos[0].file.status}" if videos else ""
-            raise DataError(f"none of {len(videos)} videos can be used{example}")
+        usable = videos.where("status", OK)
+        self._positions = np.flatnonzero(usable)
+        unusable = np.flatnonzero(~usable)
+        for name, path, status in zip(*(videos.values(c, unusable) for c in ("id", "path", "status")), strict=True):
+            self.bad_clips.add(BadClip(name, videos.locate(path), status))
+        if not len(self._positions):
+            first = videos[0]
+            raise DataError(f"none of {len(videos)} videos can be used, first {first.path}: {first.file.status}")
+        self.bad_clips.check_share()
         if self.training and len(self._shard(0)) < batch_size:
             raise DataError(
                 f"{len(self._positions)} usable training videos over {world_size} ranks do not fill one batch "
                 f"of {batch_size}; use a smaller --batch-size"
             )
+        self.decoder = create_decoder(backend, spec, self.device, workers, policy.verify_checksums)
 
     @property
     def training(self) -> bool:
         return self.flipped_labels is not None
 
-    def _shard(self, epoch: int) -> list[int]:
+    def _shard(self, epoch: int) -> np.ndarray:
+        """The places in `videos` that this rank visits in an epoch, in order."""
         order = epoch_order(len(self._positions), seed=self.seed, epoch=epoch, shuffle=self.training)
         mine = shard(order, rank=self.rank, world_size=self.world_size, equal=self.training)
         if self.training:
             mine = mine[: len(mine) // self.batch_size * self.batch_size]
-        return [self._positions[i] for i in mine]
+        return self._positions[mine]
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -142,82 +195,91 @@ class ClipLoader:
 
     def epoch(self, epoch: int = 0, *, passes: int = 1) -> Iterator[ClipBatch]:
         """Yield the batches of an epoch; of `passes` epochs as if they were one long one."""
-        visits = [(p, e) for e in range(epoch, epoch + passes) for p in self._shard(e)]
-        ready: queue.Queue[ClipBatch | BaseException | None] = queue.Queue(self.prefetch)
-        stop = threading.Event()
+        shards = {e: self._shard(e) for e in range(epoch, epoch + passes)}
+        visits = ((p, e) for e, positions in shards.items() for p in positions.tolist())
+        pending: deque[Future[ClipBatch | None]] = deque()
+        handed = 0
 
-        def hand_over(item: ClipBatch | BaseException | None) -> bool:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-                return True
-            return False
+        def begin_next() -> None:
+            if places := list(islice(visits, self.batch_size)):
+                pending.append(pool.submit(self._batch, places))
 
-        def produce() -> None:
-            handed = 0
+        # Several batches at once, where the decoder allows it: the end of one leaves no thread idle.
+        at_once = self.prefetch if self.decoder.concurrent else 1
+        with ThreadPoolExecutor(at_once, thread_name_prefix="loader") as pool:
             try:
-                for at in range(0, len(visits), self.batch_size):
-                    plans = [self.plan(p, e) for p, e in visits[at : at + self.batch_size]]
-                    batch = self._batch(plans)
-                    if batch is not None:
-                        handed += 1
-                        if not hand_over(batch):
-                            return
-                if visits and not handed:
-                    path, reason = next(iter(self.bad_clips.reasons.items()))
-                    raise DataError(f"none of {len(visits)} videos could be decoded, first {path}: {reason}")
-                hand_over(None)
-            except BaseException as e:  # noqa: BLE001 -- not hidden: raised again in the consumer's thread
-                hand_over(e)
+                for _ in range(self.prefetch):
+                    begin_next()
+                while pending:
+                    clock = time.perf_counter()
+                    batch = pending.popleft().result()
+                    self.wait_s += time.perf_counter() - clock
+                    begin_next()
+                    if batch is None:
+                        continue
+                    if batch.frames.is_cuda:  # made on the loader's stream, used on the consumer's
+                        batch.frames.record_stream(torch.cuda.current_stream(batch.frames.device))
+                    handed += 1
+                    yield batch
+            finally:
+                for future in pending:
+                    future.cancel()
+        if not handed and (total := sum(map(len, shards.values()))):
+            path, reason = next(iter(self.bad_clips.reasons.items()))
+            raise DataError(f"none of {total} videos could be decoded, first {path}: {reason}")
 
-        thread = threading.Thread(target=produce, name="loader", daemon=True)
-        thread.start()
-        try:
-            while True:
-                clock = perf_counter()
-                item = ready.get()
-                self.wait_s += perf_counter() - clock
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                if item.frames.is_cuda:  # made on the loader's stream, used on the consumer's
-                    item.frames.record_stream(torch.cuda.current_stream(item.frames.device))
-                yield item
-        finally:
-            stop.set()
-            thread.join()
-
-    def _batch(self, plans: list[ClipPlan]) -> ClipBatch | None:
+    def _batch(self, places: list[Place]) -> ClipBatch | None:
+        """The batch of (position, epoch) pairs; None where an evaluation has none left of it."""
         if self.device.type != "cuda":
-            return self._decode(plans)
+            return self._decode(places)
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            batch = self._decode(plans)
+            batch = self._decode(places)
             stream.synchronize()
         return batch
 
-    def _decode(self, plans: list[ClipPlan]) -> ClipBatch | None:
-        decoded, stages = self.decoder(plans)
-        clips, kept = [], []
-        for plan, clip in zip(plans, decoded, strict=True):
-            if isinstance(clip, BadClip):
-                self.bad_clips.add(clip)
-            else:
-                clips.append(clip)
-                kept.append(plan)
-        if not clips:
-            return None
-        clock = perf_counter()
-        frames = torch.stack(clips)
+    def _decode(self, places: list[Place]) -> ClipBatch | None:
+        stages = Stages()
+        done: list[tuple[ClipPlan, Tensor] | None] = [None] * len(places)
+        current = dict(enumerate(places))  # who stands in each place that is still open
+        for attempt in range(1 + (MAX_STAND_INS if self.training else 0)):
+            plans = {i: self.plan(*place) for i, place in current.items()}
+            known = {i for i, plan in plans.items() if plan.video.path in self.bad_clips.reasons}
+            todo = [i for i in plans if i not in known]
+            decoded, work = self.decoder([plans[i] for i in todo])
+            stages.add(work)
+            for i, clip in zip(todo, decoded, strict=True):
+                if isinstance(clip, BadClip):
+                    self.bad_clips.add(clip)
+                    self.bad_clips.check_share()
+                else:
+                    done[i] = plans[i], clip
+            open_places = [i for i in current if done[i] is None]
+            if not open_places or not self.training:
+                break
+            self.bad_clips.replace(len(open_places))
+            for i in open_places:
+                position, epoch = places[i]
+                count = len(self._positions)
+                drawn = stand_in(count, seed=self.seed, epoch=epoch, position=position, attempt=attempt)
+                current[i] = int(self._positions[drawn]), epoch
+            current = {i: current[i] for i in open_places}
+        else:
+            raise DataError(f"{MAX_STAND_INS} stand-ins in a row for one bad clip are bad too; scan the data anew")
+        kept = [d for d in done if d is not None]
+        return self._collate(kept, stages) if kept else None
+
+    def _collate(self, clips: list[tuple[ClipPlan, Tensor]], stages: Stages) -> ClipBatch:
+        clock = time.perf_counter()
+        views = self.spec.num_views
+        frames = torch.cat([clip for _, clip in clips]).unflatten(0, (-1, self.spec.num_segments))
         if frames.device.type != self.device.type:
             frames = frames.pin_memory().to(self.device, non_blocking=True)
             torch.cuda.current_stream(self.device).synchronize()
-        labels = torch.tensor([p.label for p in kept], device=self.device)
-        stages.copy_s += perf_counter() - clock
-        return ClipBatch(frames, labels, tuple(p.video.id for p in kept), stages)
+        labels = torch.tensor([plan.label for plan, _ in clips for _ in range(views)], device=self.device)
+        ids = tuple(plan.video.id for plan, _ in clips for _ in range(views))
+        stages.copy_s += time.perf_counter() - clock
+        return ClipBatch(frames, labels, ids, stages)
 
     def close(self) -> None:
         self.decoder.close()

@@ -1,7 +1,8 @@
 """The table of a data set's videos: each file looked at once, and what was found.
 
 The scan counts the packets that carry a frame; headers and duration × fps are wrong on cut or variable-rate
-files. It is parallel over processes and resumable: a file of unchanged size and time is not read again.
+files. It is parallel over processes and resumable: a file of unchanged size and time is not read again. The
+table is an Arrow file, read through a memory map: a million rows open at once, and pandas or polars open it too.
 """
 
 from __future__ import annotations
@@ -11,23 +12,38 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.annotations import Annotations, Sample
+from pipelines.errors import DataError
+from pipelines.jpeg import frame_files, frame_number, header_size
 from pipelines.sampling import FRAMES_PER_SEGMENT
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 OK = "ok"
+JPEG_FRAMES = "jpeg"  # the codec of a folder of frames
 TRUNCATED_SHARE = 0.9  # less of the announced duration than this is a cut file, not a rounding of its header
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """What the scan found in one file. `status` is "ok" or, in a few words, why the file cannot be used."""
+    """What the scan found in one file, or folder of frames.
+
+    `width` and `height` are those of the upright picture, `rotation` the degrees counter-clockwise that make it so.
+    `keyframe_spacing` is the longest run of frames from one key frame to the next. `status` is "ok" or, in a few
+    words, why the file cannot be used.
+    """
 
     bytes: int = 0
     mtime_ns: int = 0
@@ -35,8 +51,11 @@ class VideoFile:
     codec: str = ""
     width: int = 0
     height: int = 0
+    rotation: int = 0
     fps: float = 0.0
     num_frames: int = 0
+    keyframe_spacing: int = 0
+    variable_rate: bool = False
     status: str = OK
 
 
@@ -56,36 +75,203 @@ class Video:
         return self.sample.path
 
 
+_CATEGORY = pa.dictionary(pa.int32(), pa.utf8())
+_SCHEMA = pa.schema(
+    {
+        "id": pa.utf8(), "path": pa.utf8(), "label": pa.int32(), "split": _CATEGORY,
+        "bytes": pa.int64(), "mtime_ns": pa.int64(), "sha256": pa.utf8(), "codec": _CATEGORY,
+        "width": pa.int32(), "height": pa.int32(), "rotation": pa.int16(), "fps": pa.float64(),
+        "num_frames": pa.int32(), "keyframe_spacing": pa.int32(), "variable_rate": pa.bool_(), "status": _CATEGORY,
+    }
+)  # fmt: skip
+_FILE_COLUMNS = tuple(f.name for f in fields(VideoFile))
+
+
+class Videos(Sequence[Video]):
+    """Some rows of a manifest, as a sequence of `Video`; columns as arrays where all rows are wanted at once."""
+
+    def __init__(self, table: pa.Table, root: Path, rows: np.ndarray | None = None) -> None:
+        self._table, self._root = table, root
+        self._rows = np.arange(len(table)) if rows is None else rows
+
+    @classmethod
+    def of(cls, videos: Iterable[Video], root: Path = Path("/")) -> Self:
+        """A table of its own from rows; paths below `root` are kept relative to it."""
+        columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        prefix = f"{root}/" if str(root) != "/" else "/"
+        for video in videos:
+            row = {**vars(video.sample), **vars(video.file), "path": video.path.removeprefix(prefix)}
+            for name, column in columns.items():
+                column.append(row[name])
+        return cls(pa.table(columns, schema=_SCHEMA), root)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Video: ...
+    @overload
+    def __getitem__(self, index: slice) -> Videos: ...
+    def __getitem__(self, index: int | slice) -> Video | Videos:
+        if isinstance(index, slice):
+            return Videos(self._table, self._root, self._rows[index])
+        row = int(self._rows[index])
+        values = {name: column[row].as_py() for name, column in zip(_SCHEMA.names, self._table.columns, strict=True)}
+        file = VideoFile(**{name: values[name] for name in _FILE_COLUMNS})
+        return Video(Sample(values["id"], self.locate(values["path"]), values["label"], values["split"]), file)
+
+    def locate(self, path: str) -> str:
+        """The absolute path of a row's path."""
+        return os.path.join(self._root, path)
+
+    def __iter__(self) -> Iterator[Video]:
+        return (self[i] for i in range(len(self)))
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of these rows; categories (codec, split, status) as strings."""
+        column = self._table[name].combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            return column.dictionary.to_numpy(zero_copy_only=False)[column.indices.to_numpy()[self._rows]]
+        return column.to_numpy(zero_copy_only=False)[self._rows]
+
+    def values(self, name: str, rows: np.ndarray) -> list[Any]:
+        """One column's values at some of these rows; nothing else of the table is read."""
+        return self._table[name].take(pa.array(self._rows[rows])).to_pylist()
+
+    def where(self, name: str, value: object) -> np.ndarray:
+        """bool (N,): the rows whose column `name` holds `value`."""
+        return pc.equal(self._table[name], value).to_numpy(zero_copy_only=False)[self._rows]
+
+
 @dataclass(frozen=True)
 class Manifest:
+    """A data set: its classes, and a row a video."""
+
     name: str
     classes: tuple[str, ...]
-    videos: tuple[Video, ...]
+    root: Path
+    table: pa.Table
 
-    def split(self, name: str) -> tuple[Video, ...]:
-        return tuple(v for v in self.videos if v.sample.split == name)
+    @classmethod
+    def of(cls, name: str, classes: tuple[str, ...], videos: Iterable[Video], root: Path = Path("/")) -> Self:
+        return cls(name, classes, root, Videos.of(videos, root)._table)
+
+    @property
+    def videos(self) -> Videos:
+        return Videos(self.table, self.root)
+
+    def split(self, name: str) -> Videos:
+        return Videos(self.table, self.root, np.flatnonzero(self.videos.where("split", name)))
+
+    @cached_property
+    def _digest(self) -> str:
+        h = hashlib.sha256()
+        for batch in self.table.select(["id", "label", "split", "sha256", "status"]).to_batches(max_chunksize=65536):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                h.update("\t".join(map(str, row)).encode() + b"\n")
+        return h.hexdigest()
 
     def digest(self) -> str:
         """sha256 over ids, labels, splits and file contents: equal digests mean equal data."""
-        h = hashlib.sha256()
-        for v in self.videos:
-            h.update(f"{v.id}\t{v.sample.label}\t{v.sample.split}\t{v.file.sha256}\t{v.file.status}\n".encode())
-        return h.hexdigest()
+        noted = (self.table.schema.metadata or {}).get(b"digest")
+        return noted.decode() if noted else self._digest
+
+    def write(self, path: Path) -> None:
+        """Write an Arrow file, whole or not at all. Raises DataError where that cannot be done."""
+        notes = {"manifest_version": MANIFEST_VERSION, "name": self.name, "classes": self.classes}
+        notes |= {"root": str(self.root), "digest": self.digest()}
+        metadata = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in notes.items()}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = self.table.replace_schema_metadata(metadata)
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            os.replace(temporary, path)
+        except OSError as e:
+            raise DataError(f"{path}: the manifest cannot be written ({e.strerror or e})") from e
+
+    @classmethod
+    def open(cls, path: Path, root: Path | None = None) -> Self:
+        """Map a written manifest into memory; `root` is where its videos lie now, if they have moved."""
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (OSError, pa.ArrowInvalid) as e:
+            raise DataError(f"{path}: not a readable manifest ({str(e).splitlines()[0]}); make one by prepare") from e
+        notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        if notes.get("manifest_version") != str(MANIFEST_VERSION) or not table.schema.equals(_SCHEMA):
+            raise DataError(f"{path}: not a manifest of version {MANIFEST_VERSION}; make it anew by prepare")
+        folder = Path(root.absolute() if root is not None else notes["root"])
+        return cls(notes["name"], tuple(json.loads(notes["classes"])), folder, table)
 
 
 def scan_file(path: str) -> VideoFile:
-    """Look at one file: size, checksum, codec, picture size, frame rate, true number of frames, soundness."""
-    import av
-
+    """Look at one file or folder of frames: size, checksum, codec, picture, rate, true number of frames, soundness."""
     try:
-        stat = os.stat(path)
-        with open(path, "rb") as f:
-            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        size, mtime_ns = file_stat(path)
+        sha256 = checksum(path)
     except OSError as e:
         return VideoFile(status=f"cannot be read: {e.strerror}" if os.path.exists(path) else "no such file")
-    facts: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
-    if stat.st_size == 0:
+    facts: dict[str, Any] = {"bytes": size, "mtime_ns": mtime_ns, "sha256": sha256}
+    if os.path.isdir(path):
+        return _scan_frames(path, facts)
+    if size == 0:
         return VideoFile(**facts, status="empty file")
+    return _scan_video(path, facts)
+
+
+def as_video(path: Path, id: str | None = None, label: int = 0, split: str = "validation") -> Video:
+    """A row for a file, or folder of frames, as it is now."""
+    return Video(Sample(id or path.stem, str(path.absolute()), label, split), scan_file(str(path)))
+
+
+def checksum(path: str) -> str:
+    """sha256 of a file, or of all frames of a folder with their names. Raises OSError."""
+    if not os.path.isdir(path):
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for frame in frame_files(path):
+        with open(frame, "rb") as f:
+            whole.update(f"{os.path.basename(frame)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def file_stat(path: str) -> tuple[int, int]:
+    """Bytes and time of the last change; of a folder, the sum and the latest of its entries' and its own."""
+    stat = os.stat(path)
+    if not os.path.isdir(path):
+        return stat.st_size, stat.st_mtime_ns
+    with os.scandir(path) as entries:
+        stats = [entry.stat() for entry in entries]
+    return sum(s.st_size for s in stats), max([stat.st_mtime_ns, *(s.st_mtime_ns for s in stats)])
+
+
+def _scan_frames(path: str, facts: dict[str, Any]) -> VideoFile:
+    """A folder of JPEG frames, numbered without a gap, all of one size and none of them cut."""
+    files = frame_files(path)
+    facts |= {"codec": JPEG_FRAMES, "num_frames": len(files), "keyframe_spacing": 1}
+    if not files:
+        return VideoFile(**facts, status="holds no frame (*.jpg)")
+    try:
+        sizes = [header_size(file) for file in files]
+    except (ValueError, OSError) as e:
+        return VideoFile(**facts, status=str(e))
+    facts["width"], facts["height"] = sizes[0]
+    numbers = [frame_number(os.path.basename(file)) for file in files]
+    gaps = [a + 1 for a, b in pairwise(numbers) if b != a + 1]
+    if numbers[0] not in (0, 1) or gaps:
+        return VideoFile(**facts, status=f"frame {gaps[0] if gaps else 1} is missing")
+    if len(set(sizes)) > 1:
+        odd = next(i for i, size in enumerate(sizes) if size != sizes[0])
+        w, h = sizes[odd]
+        return VideoFile(**facts, status=f"{os.path.basename(files[odd])} is {w}×{h}, not {sizes[0][0]}×{sizes[0][1]}")
+    return VideoFile(**facts, status=_too_short(len(files)) or OK)
+
+
+def _scan_video(path: str, facts: dict[str, Any]) -> VideoFile:
+    import av
+
     try:
         # metadata_errors: some HMDB51 files hold tags that are not UTF-8
         with av.open(path, metadata_errors="replace") as container:
@@ -96,20 +282,55 @@ def scan_file(path: str) -> VideoFile:
             codec = stream.codec_context
             if codec is None:
                 return VideoFile(**facts, status="not a readable video: unknown codec")
+            codec.thread_type = "NONE"
             facts |= {"codec": codec.name, "width": codec.width, "height": codec.height}
             facts["fps"] = float(stream.average_rate or stream.guessed_rate or 0)
             announced_s = _announced_duration_s(container, stream)
-            filler = 1 if codec.name == "mpeg4" else 0  # DivX (HMDB51) marks a dropped frame by one byte
-            num_frames, last_s = 0, 0.0
-            for packet in container.demux(stream):
-                if packet.size > filler and not packet.is_discard:
-                    num_frames += 1
-                    if packet.pts is not None:
-                        last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            facts["num_frames"] = num_frames
+            packets = video_packets(container, stream)
+            shown = [p for p in packets if not p.is_discard]
+            facts["num_frames"] = len(shown)
+            keys = [i for i, p in enumerate(packets) if p.is_keyframe]
+            facts["keyframe_spacing"] = max(np.diff([*keys, len(packets)]).tolist(), default=0)
+            times = sorted(p.pts for p in shown if p.pts is not None)
+            facts["variable_rate"] = container.format.name != "avi" and _uneven(times, float(stream.time_base or 0))
+            ends = (float((p.pts + (p.duration or 0)) * p.time_base) for p in shown if p.pts is not None)
+            last_s = max(ends, default=0.0)
+            status = _judge(len(shown), last_s, announced_s, facts)
+            if status == OK and container.format.name.startswith(("mov", "matroska")):
+                facts["rotation"] = _rotation(packets)
+                if facts["rotation"] % 180:
+                    facts["width"], facts["height"] = facts["height"], facts["width"]
     except (av.error.FFmpegError, OSError, ValueError) as e:
         return VideoFile(**facts, status=f"not a readable video: {_reason(e)}")
-    return VideoFile(**facts, status=_judge(num_frames, last_s, announced_s, facts))
+    return VideoFile(**facts, status=status)
+
+
+def video_packets(container, stream) -> list:  # type: ignore[no-untyped-def]  # av is imported lazily
+    """The packets of `stream` that hold a frame, in the file's order: not the single bytes by which DivX marks a
+    dropped one (HMDB51). Those marked is_discard are decoded, but an edit list keeps their frames from being shown."""
+    import av
+
+    av.logging.set_libav_level(av.logging.FATAL)  # what is wrong is raised; a thousand lines on stderr help nobody
+    filler = 1 if stream.codec_context.name == "mpeg4" else 0
+    return [p for p in container.demux(stream) if p.size > filler]
+
+
+def _uneven(times: list[int], tick_s: float) -> bool:
+    """True where frames do not come at one rate: distances that rounding to the time base does not explain."""
+    if len(times) < 3:
+        return False
+    gaps = np.diff(times) * tick_s
+    return bool(np.abs(gaps - np.median(gaps)).max() > 2 * tick_s + 0.1 * np.median(gaps))
+
+
+def _rotation(packets) -> int:  # type: ignore[no-untyped-def]
+    """Degrees counter-clockwise that set the picture upright, as the first frame says."""
+    for packet in packets:
+        for frame in packet.decode():
+            turn = 90 * round(frame.rotation / 90)
+            # FFmpeg's own tolerance; a slanted picture, or one whose matrix is all zeros, is left as it is
+            return turn % 360 if abs(frame.rotation - turn) <= 1 else 0
+    return 0
 
 
 def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untyped-def]
@@ -119,7 +340,7 @@ def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untype
     if stream.duration is not None:
         return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
     if container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
-        return ((container.start_time or 0) + container.duration) / 1e6
+        return container.duration / 1e6
     return 0.0
 
 
@@ -128,9 +349,12 @@ def _judge(num_frames: int, last_s: float, announced_s: float, facts: dict[str, 
         return "not a readable video: picture size unknown"
     if 0 < last_s < TRUNCATED_SHARE * announced_s:
         return f"truncated: {last_s:.2f} s of {announced_s:.2f} s are there"
-    if num_frames < FRAMES_PER_SEGMENT:
-        return f"{num_frames} frames, fewer than a segment's {FRAMES_PER_SEGMENT}"
-    return OK
+    return _too_short(num_frames) or OK
+
+
+def _too_short(num_frames: int) -> str | None:
+    short = num_frames < FRAMES_PER_SEGMENT
+    return f"{num_frames} frames, fewer than a segment's {FRAMES_PER_SEGMENT}" if short else None
 
 
 def _reason(error: BaseException) -> str:
@@ -141,20 +365,24 @@ def _reason(error: BaseException) -> str:
 def build_manifest(
     annotations: Annotations, *, cache: Path | None = None, workers: int | None = None, progress: bool = False
 ) -> Manifest:
-    """Scan every video of `annotations`; `cache` (see `default_cache`) remembers files across runs."""
-    known = _read_cache(cache) if cache is not None else {}
-    todo = [s.path for s in annotations.samples if not _unchanged(s.path, known.get(s.path))]
-    todo = list(dict.fromkeys(todo))
-    found = dict(known)
-    scanned = {}
-    for path, file in _scan(todo, workers or os.cpu_count() or 1, progress):
-        scanned[path] = found[path] = file
-        if cache is not None and len(scanned) % 2000 == 0:
-            _write_cache(cache, found)
-    if cache is not None and scanned:
+    """Scan every video of `annotations`; `cache` (see `default_cache`) remembers files across runs, and what an
+    interrupted run had scanned."""
+    found = _read_cache(cache) if cache is not None else {}
+    todo = [s.path for s in annotations.samples if not _unchanged(s.path, found.get(s.path))]
+    journal = None
+    if cache is not None and todo:
         _write_cache(cache, found)
-    videos = tuple(Video(s, found[s.path]) for s in annotations.samples)
-    return Manifest(annotations.name, annotations.classes, videos)
+        journal = cache.open("a", encoding="utf-8")
+    try:
+        for path, file in _scan(list(dict.fromkeys(todo)), workers or os.cpu_count() or 1, progress):
+            found[path] = file
+            if journal is not None:
+                journal.write(_cache_line(path, file))
+    finally:
+        if journal is not None:
+            journal.close()
+    videos = (Video(s, found[s.path]) for s in annotations.samples)
+    return Manifest.of(annotations.name, annotations.classes, videos, annotations.root)
 
 
 def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str, VideoFile]]:
@@ -168,17 +396,25 @@ def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str,
     # spawn: a fork of a process with threads (DALI, OpenMP) can deadlock
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(scan_file, paths, chunksize=16)
-        yield from track(zip(paths, results, strict=True), label, len(paths), disable=not progress)
+        done = 0
+        try:
+            for row in track(zip(paths, results, strict=True), label, len(paths), disable=not progress):
+                yield row
+                done += 1
+        except BrokenProcessPool as e:
+            raise DataError(
+                f"{paths[done]}: a scanning process died at this file or one of the {16 * workers} after it (FFmpeg "
+                "crashed, or memory ran out); what was scanned is remembered: run again, with fewer --workers"
+            ) from e
 
 
 def _unchanged(path: str, known: VideoFile | None) -> bool:
     if known is None or not known.sha256:
         return False
     try:
-        stat = os.stat(path)
+        return file_stat(path) == (known.bytes, known.mtime_ns)
     except OSError:
         return False
-    return (stat.st_size, stat.st_mtime_ns) == (known.bytes, known.mtime_ns)
 
 
 def default_cache(root: Path) -> Path:
@@ -189,15 +425,23 @@ def default_cache(root: Path) -> Path:
 
 
 def _read_cache(path: Path) -> dict[str, VideoFile]:
-    """A cache of another version, or cut short by a crash, is as good as none."""
+    """Files by path; the last line of a path counts. A cache of another version is as good as none, and of one cut
+    short by a crash the whole lines are used."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         if not lines or json.loads(lines[0]) != {"manifest_version": MANIFEST_VERSION}:
             return {}
-        rows = [json.loads(line) for line in lines[1:]]
-        return {row.pop("path"): VideoFile(**row) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return {}
+    found = {}
+    for line in lines[1:]:
+        try:
+            row = json.loads(line)
+            path_of_row = row.pop("path")
+            found[path_of_row] = VideoFile(**row)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def _write_cache(path: Path, files: dict[str, VideoFile]) -> None:
@@ -205,5 +449,9 @@ def _write_cache(path: Path, files: dict[str, VideoFile]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as f:
         f.write(json.dumps({"manifest_version": MANIFEST_VERSION}) + "\n")
-        f.writelines(json.dumps({"path": p, **asdict(v)}) + "\n" for p, v in files.items())
+        f.writelines(_cache_line(p, v) for p, v in files.items())
     os.replace(temporary, path)
+
+
+def _cache_line(path: str, file: VideoFile) -> str:
+    return json.dumps({"path": path, **asdict(file)}) + "\n"

@@ -6,7 +6,9 @@ can be resumed at any epoch.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,13 +25,20 @@ CROP_POSITIONS = (
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What to do with one video: frame indices (T, L); crop x, y, width, height in source pixels; flip; label."""
+    """What to do with one video: which frames, which part of the picture, which size; flip; label."""
 
     video: Video
-    frames: np.ndarray
-    crop: tuple[int, int, int, int]
+    frames: np.ndarray  # (clips·T, L)
+    crop: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
     flip: bool
     label: int
+    resized: tuple[int, int] | None = None  # width, height that the crop is resized to; None: the clip's square
+    windows: tuple[tuple[int, int], ...] = ((0, 0),)  # x, y of the squares taken from it then, one view each
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """int64 (F,): the distinct frames, ascending: what a decoder decodes, each once."""
+        return np.unique(self.frames)
 
 
 def center_crop(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
@@ -54,11 +63,33 @@ def multi_scale_crop(
     return across * ((width - w) // 4), down * ((height - h) // 4), w, h
 
 
+def three_windows(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
+    """The authors' three crops: the size that the picture is scaled to, short side `size`, and the top left
+    corners of the squares at its left (or top), centre and right (or bottom), on their quarter grid."""
+    short = min(width, height)
+    across, down = (int(size * side / short) for side in (width, height))
+    steps = ((across - size) // 4, (down - size) // 4)
+    return (across, down), tuple((k * steps[0], k * steps[1]) for k in (0, 2, 4))
+
+
 def plan_evaluation(video: Video, spec: ClipSpec) -> ClipPlan:
-    """One clip, centre crop (the one-clip protocol)."""
-    frames = center_frame_indices(video.file.num_frames, spec.num_segments, spec.frames_per_segment)
-    crop = center_crop(video.file.width, video.file.height, spec.crop_ratio)
-    return ClipPlan(video, frames, crop, False, video.sample.label)
+    """One centred clip, or clips drawn at random; the centre crop, or three crops.
+
+    The draw depends on the video's id alone: the views are the same in every run, list and backend.
+    """
+    count, width, height = video.file.num_frames, video.file.width, video.file.height
+    if spec.num_clips == 1:
+        frames = center_frame_indices(count, spec.num_segments, spec.frames_per_segment)
+    else:
+        rng = np.random.default_rng(list(hashlib.sha256(video.id.encode()).digest()))
+        draws = range(spec.num_clips)
+        frames = np.concatenate(
+            [random_frame_indices(count, spec.num_segments, rng, spec.frames_per_segment) for _ in draws]
+        )
+    if spec.num_crops == 1:
+        return ClipPlan(video, frames, center_crop(width, height, spec.crop_ratio), False, video.sample.label)
+    resized, windows = three_windows(width, height, spec.size)
+    return ClipPlan(video, frames, (0, 0, width, height), False, video.sample.label, resized, windows)
 
 
 def plan_training(
@@ -74,6 +105,11 @@ def plan_training(
     flip = bool(rng.integers(2))
     label = flipped_labels[video.sample.label] if flip else video.sample.label
     return ClipPlan(video, frames, crop, flip, label)
+
+
+def stand_in(count: int, *, seed: int, epoch: int, position: int, attempt: int) -> int:
+    """Which of `count` usable videos takes the place of a bad one: the same on every rank, backend and resumption."""
+    return int(np.random.default_rng((seed, epoch, position, 1 + attempt)).integers(count))
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:

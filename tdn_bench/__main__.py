@@ -7,12 +7,15 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": "the whole way on synthetic videos: train TDN and TSN, measure every engine, write a report",
-    "prepare": "scan a data set and say what is missing or broken",
+    "prepare": "scan a data set as it was downloaded and write its manifest",
     "train": "train a network by a recipe",
-    "evaluate": "top-1 and top-5 accuracy of a checkpoint",
+    "evaluate": "accuracy of a checkpoint: one clip, thirty views; saves the raw scores",
+    "scores": "accuracy from saved scores: of one file, an ensemble, the mean of splits",
     "throughput": "ms/video from file to label with one engine",
     "report": "a Markdown page and plots from a folder of records",
-    "doctor": "what this machine can run, and what is missing",
+    "doctor": "what this machine can run; with a data set: what is wrong with it, and what loading it costs",
+    "transcode": "re-encode a data set so that clips decode faster",
+    "parity": "do all video decoders return the same frames?",
     "list": "the networks and recipes by name",
     "gpu-suite": "check, then measure, everything a GPU machine can do (a dry run without one)",
 }

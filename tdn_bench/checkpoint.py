@@ -162,11 +162,26 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     The authors' files may carry the `module.` prefix and either classifier name (`new_fc`, `base_model.fc`).
     Raises CheckpointError for an unreadable file, a pickle with code in it, and missing or mis-shaped tensors.
     """
-    path = Path(path)
+    return _load(model, Path(path), keep="")
+
+
+def load_backbone(model: nn.Module, path: str | Path) -> LoadReport:
+    """Load all but the classifier, which keeps its own start: the file may know other classes (fine-tuning).
+
+    Takes the files that `load_checkpoint` takes, and raises CheckpointError as it does.
+    """
+    return _load(model, Path(path), keep="classifier.")
+
+
+def _load(model: nn.Module, path: Path, keep: str) -> LoadReport:
+    """Load a checkpoint; tensors whose names start with `keep` (if not empty) stay the model's."""
     state, metadata = _read(path)
     ours = _rename(state, () if path.suffix == ".safetensors" else _AUTHORS_NAMES)
+    unused = _unused(ours, model, path)
+    if keep:
+        ours |= {name: (name, own) for name, own in model.state_dict().items() if name.startswith(keep)}
     _copy_into(model, ours, path)
-    return LoadReport(_unused(ours, model, path), metadata)
+    return LoadReport(unused, metadata)
 
 
 def read_metadata(path: Path) -> dict[str, object]:

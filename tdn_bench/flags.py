@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
-from pipelines.annotations import read_lists, read_something_something
+from pipelines.annotations import Annotations, read_dataset, read_lists
 from pipelines.clip import ClipSpec
+from pipelines.loader import BadClipPolicy, OnBadClip
 from pipelines.manifest import Manifest, build_manifest, default_cache
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
 from tdn_bench.errors import UserError
@@ -31,36 +32,76 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+DatasetName = Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataFlags:
     """Which videos."""
 
+    dataset: DatasetName = "sthv2"
+    """How --data is laid out and annotated."""
     data: Path | None = None
-    """Folder in Something-Something V2's layout."""
+    """The data set's folder, as it is distributed."""
+    split: int = 1
+    """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
+    labels: Path | None = None
+    """Folder of the annotation files, where they do not lie below --data."""
+    manifest: Path | None = None
+    """Instead of annotations: a manifest that `tdn-bench prepare` wrote; nothing is scanned, and --data says where
+    the videos lie now, if they have moved."""
     train_list: Path | None = None
-    """Instead of the layout: the authors' list of training videos, `path num_frames label` a line (paths are
-    relative to --data, or to the list)."""
+    """Instead of annotations: the authors' list of training videos or frame folders, `path num_frames label` a line
+    (paths are relative to --data, or to the list)."""
     val_list: Path | None = None
-    """Instead of the layout: the list of validation videos."""
+    """Instead of annotations: the list of validation videos."""
     class_names: Path | None = None
     """With lists: a text file, one class name a line."""
     workers: int | None = None
     """Decoding threads and scanning processes; default: one a core."""
 
     def open(self, progress: bool = True) -> Manifest:
-        """Read the annotations and scan their videos (remembered across runs)."""
+        """Read the annotations and scan their videos (remembered across runs), or open a manifest."""
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
+        if self.manifest is not None:
+            if self.train_list is not None or self.val_list is not None:
+                raise UserError("--manifest and lists exclude each other: a manifest holds all splits")
+            return Manifest.open(self.manifest, self.data)
+        annotations = self.annotations()
+        cache = default_cache(annotations.root)
+        return build_manifest(annotations, cache=cache, workers=self.workers, progress=progress)
+
+    def annotations(self) -> Annotations:
+        """What the annotation files say."""
         if self.train_list is not None and self.val_list is not None:
-            annotations = read_lists(self.train_list, self.val_list, root=self.data, classes=self.class_names)
-            root = self.data or self.train_list.parent
-        elif self.train_list is not None or self.val_list is not None:
+            return read_lists(self.train_list, self.val_list, root=self.data, classes=self.class_names)
+        if self.train_list is not None or self.val_list is not None:
             raise UserError("--train-list and --val-list go together")
-        elif self.data is not None:
-            annotations, root = read_something_something(self.data), self.data
-        else:
-            raise UserError("no data set named; use --data DIR, or --train-list and --val-list")
-        return build_manifest(annotations, cache=default_cache(root), workers=self.workers, progress=progress)
+        if self.data is None:
+            raise UserError("no data set named; use --data DIR, --manifest FILE, or --train-list and --val-list")
+        return read_dataset(self.dataset, self.data, split=self.split, labels=self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderFlags(DataFlags):
+    """Which videos, what decodes them, and what a bad one does."""
+
+    backend: Literal["auto", "pyav", "dali"] = "auto"
+    """Video loader: DALI on a GPU, PyAV without one."""
+    on_bad_clip: OnBadClip = "skip"
+    """A video that cannot be used: error ends the run; skip leaves it out (training takes a stand-in), counts it and
+    lists it."""
+    max_bad_share: float = 0.01
+    """The run ends when more than this share of a split's videos cannot be used."""
+    verify_checksums: bool = False
+    """Compare every file that is read with the checksum of its scan."""
+
+    def bad_clip_policy(self, log: Path | None = None) -> BadClipPolicy:
+        """The flags as the loader takes them."""
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"--max-bad-share {self.max_bad_share}: must be from 0 to 1")
+        return BadClipPolicy(self.on_bad_clip, self.max_bad_share, self.verify_checksums, log)
 
 
 @dataclass(frozen=True, kw_only=True)

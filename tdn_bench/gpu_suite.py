@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,11 +38,10 @@ from engines import (
     why_unavailable,
 )
 from engines.base import DTYPES
-from pipelines.annotations import Sample
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.loader import create_decoder
-from pipelines.manifest import OK, Video, scan_file
+from pipelines.manifest import OK, Video, as_video
 from pipelines.plan import ClipPlan
 from pipelines.sampling import random_frame_indices
 from pipelines.synthetic import make_dataset
@@ -331,7 +331,7 @@ def decoder(run: Run) -> Outcome:
                 except (av.error.FFmpegError, ValueError) as e:  # ValueError: no such encoder
                     found.details[label] = f"not made: {getattr(e, 'strerror', None) or e}"
                     continue
-                video = Video(Sample(label, str(path), 0, "validation"), scan_file(str(path)))
+                video = as_video(path, label)
                 if video.file.status != OK or video.file.num_frames != run.sizes.clip_frames:
                     found.failures.append(f"{label}: scanned as {video.file}")
                     continue
@@ -411,6 +411,29 @@ def _expect_broken_left_out(run: Run, video: Video, folder: Path, found: Outcome
     for clip in (clips[0], clips[-1]):
         intact = not isinstance(clip, BadClip) and np.array_equal(clip[1], frames)
         found.expect(intact, f"{video.id}: a sound clip beside broken ones was lost or changed")
+
+
+def odd_clips(run: Run) -> Outcome:
+    """Awkward clips whose frames carry their number, by every decoder: one may refuse a clip, none may return a wrong
+    frame."""
+    from pipelines.odd_clips import make_odd_clips
+    from tdn_bench.decoder_parity import SPEC, check_video, open_decoders
+
+    found = Outcome()
+    verdicts: dict[str, Counter[str]] = {}
+    decoders = open_decoders(SPEC, run.device, cores())
+    with tempfile.TemporaryDirectory() as folder:
+        for clip in make_odd_clips(Path(folder)):
+            case = check_video(as_video(clip.path, clip.name), decoders, 0, clip)
+            found.details[clip.name] = {backend: str(returned) for backend, returned in case.returned.items()}
+            for backend, returned in case.returned.items():
+                verdicts.setdefault(backend, Counter())[returned.verdict] += 1
+                found.expect(returned.verdict != "wrong", f"{clip.name} by {backend}: {returned}")
+    for backend, counts in verdicts.items():
+        name = backend.replace("-", "_")
+        found.figures |= {f"{name}_{verdict}": counts[verdict] for verdict in ("exact", "refused", "wrong")}
+        found.rows.append(Row(f"odd clips by {backend}", f"{counts['exact']} exact, {counts['refused']} refused"))
+    return found
 
 
 def loader(run: Run) -> Outcome:
@@ -596,6 +619,7 @@ def path(run: Run) -> Outcome:
 STEPS: dict[str, Callable[[Run], Outcome]] = {
     "ceilings": ceilings,
     "decoder": decoder,
+    "odd-clips": odd_clips,
     "loader": loader,
     "train-step": train_step,
     "train-data": train_data,

@@ -1,13 +1,15 @@
-"""Is the engine the network? Its logits against eager float32, before anything is timed."""
+"""Is the engine the network? Its logits against eager float32, before anything is timed. And the command that asks
+whether all of a kind do the same: `tdn-bench parity decoders`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 
 # Largest difference of a logit, as a share of the logits' standard deviation. Float32 differs by the order of
@@ -58,3 +60,16 @@ def check_engine(
             f"standard deviations ({precision} may differ by {TOLERANCE[precision]:g}); nothing was timed"
         )
     return agreement
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare all of a kind. Ends with SystemExit(1) where one does not what the others do."""
+    import tyro
+
+    from tdn_bench.decoder_parity import Decoders, run
+
+    run(tyro.extras.subcommand_cli_from_dict({"decoders": Decoders}, args=argv, prog="tdn-bench parity"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -70,7 +70,10 @@ def utc_now() -> str:
 def _command() -> list[str]:
     """The command line, with the module's name in place of its file's."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]] if spec is not None else list(sys.argv)
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    script = Path(sys.argv[0])  # an installed command's path is the machine's own affair
+    return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
 def write_record(record: Record, folder: Path) -> Path:

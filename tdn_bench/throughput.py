@@ -21,15 +21,15 @@ from torch import Tensor
 
 from engines import ENGINES, EngineSpec, EngineUnavailable, create_engine, default_precision, why_unavailable
 from pipelines.clip import Stages
-from pipelines.loader import BadClips, ClipLoader
+from pipelines.loader import ClipLoader
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
-from tdn_bench.evaluate import Scores
-from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
+from tdn_bench.flags import LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.parity import check_engine
 from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.scores import Scores
 
 REAL_TIME_FRAMES_PER_S = 25
 SYNTHETIC_DATA = Path("runs/synthetic")
@@ -37,7 +37,7 @@ CHECKED_BATCHES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput(NetworkFlags, DataFlags):
+class Throughput(NetworkFlags, LoaderFlags):
     """Measure ms/video from file to label with one engine, or the loader alone. Without --data a small synthetic
     set is rendered once; without --checkpoint weights are fresh, and no accuracy is stated."""
 
@@ -45,7 +45,7 @@ class Throughput(NetworkFlags, DataFlags):
     """What runs the network; `none` measures the loader alone. `tdn-bench doctor` says which are ready."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the network's arithmetic; auto is fp32 on a CPU and fp16 on a GPU."""
-    split: Literal["train", "validation"] = "validation"
+    subset: Literal["train", "validation"] = "validation"
     """Which videos."""
     batch_size: int = 16
     """Videos in a batch (16 in the paper's Table 5)."""
@@ -55,8 +55,6 @@ class Throughput(NetworkFlags, DataFlags):
     """Batches run and not counted."""
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
-    backend: Literal["auto", "pyav", "dali"] = "auto"
-    """Video loader: DALI on a GPU, PyAV without one."""
     name: str | None = None
     """Name of the record; default: made of engine, precision and backend."""
     results: Path | None = None
@@ -78,7 +76,7 @@ def resolve(config: Throughput) -> Throughput:
     if precision == "auto":
         precision = "fp32" if config.engine == "none" else default_precision(config.engine, device)  # type: ignore[assignment]
     data = config.data
-    if data is None and config.train_list is None:
+    if data is None and config.train_list is None and config.manifest is None:
         from pipelines.synthetic import make_dataset
 
         print(f"no --data: measuring on synthetic videos in {SYNTHETIC_DATA}", file=sys.stderr)
@@ -133,7 +131,7 @@ def run_batches(
         return timings, None
     seen = dict.fromkeys(ids)  # a batch may reach into the second pass
     first = len(seen)
-    return timings, Scores(tuple(ids[:first]), torch.cat(logits)[:first], torch.cat(labels)[:first])
+    return timings, Scores(tuple(ids[:first]), torch.cat(logits)[:first, None], torch.cat(labels)[:first])
 
 
 def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dict[str, object]:
@@ -167,12 +165,11 @@ def measure(config: Throughput) -> Record:
     device = torch.device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: the reference that engines are held to is
     manifest, spec = config.open(), config.clip_spec()
-    bad_clips = BadClips()
     found: dict[str, object] = {}
     details: dict[str, object] = {}
     with ClipLoader(
-        manifest.split(config.split), spec, config.batch_size, backend=config.backend, device=device,
-        workers=config.workers, bad_clips=bad_clips,
+        manifest.split(config.subset), spec, config.batch_size, backend=config.backend, device=device,
+        workers=config.workers, policy=config.bad_clip_policy(),
     ) as loader:  # fmt: skip
         if config.engine == "none":
             timings, scores, monitor = _timed(loader, None, config)
@@ -188,6 +185,7 @@ def measure(config: Throughput) -> Record:
                 found |= {"build_s": engine.build_s}
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
     found |= figures(timings, spec.num_segments, spec.frames_per_segment) | monitor.figures()
+    bad_clips = loader.bad_clips
     found["bad_clips"] = len(bad_clips)
     # Of the process from its start, so with the reference's and the builder's share.
     found["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,11 +6,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from pipelines.annotations import flip_labels
 from pipelines.clip import ClipSpec
-from pipelines.loader import BadClips, ClipLoader
+from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.checkpoint import (
+    load_backbone,
     load_checkpoint,
     load_imagenet,
     read_training_state,
@@ -30,14 +31,19 @@ from tdn_bench.checkpoint import (
 )
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.evaluate import Scores, score
+from tdn_bench.evaluate import score
 from tdn_bench.flags import pick_device
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.scores import Scores
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+T = TypeVar("T")
+MAX_REASONS = 100  # bad clips that a record names; the log in the output folder names all
 
 
 @dataclass(frozen=True)
@@ -57,26 +63,40 @@ class TrainResult:
     checkpoint: Path  # of the last epoch, which `scores` belong to
     epochs: tuple[Epoch, ...]
     scores: Scores
-    bad_clips: int
+    bad_clips: int  # of the training split; these four are counted over all processes
+    stand_ins: int  # times that another video took a bad one's place
+    validation_bad_clips: int
+    bad_clip_reasons: Mapping[str, str]  # by path, of both splits, the first MAX_REASONS
     train_s: float  # wall time of all epochs, validation left out
     manifest: Manifest
     precision: str
     device: torch.device
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, *, fresh_classifier: bool = False
+) -> list[dict[str, object]]:
     """The authors' optimiser groups: biases of convolutions and linear layers learn twice as fast and do not
-    decay; batch norm does not decay."""
+    decay; batch norm does not decay. A fresh classifier on a trained backbone learns 5 times (weight) and 10 times
+    (bias) as fast."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
-    for module in model.modules():
+    fresh_weights: list[nn.Parameter] = []
+    fresh_biases: list[nn.Parameter] = []
+    for path, module in model.named_modules():
+        fresh = fresh_classifier and path.rpartition(".")[2] == "classifier"
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.BatchNorm2d):
                 norms.append(parameter)
+            elif name == "bias":
+                (fresh_biases if fresh else biases).append(parameter)
             else:
-                (biases if name == "bias" else weights).append(parameter)
-    groups = ((weights, 1.0, weight_decay), (biases, 2.0, 0.0), (norms, 1.0, 0.0))
+                (fresh_weights if fresh else weights).append(parameter)
+    groups = (
+        (weights, 1.0, weight_decay), (biases, 2.0, 0.0), (norms, 1.0, 0.0),
+        (fresh_weights, 5.0, weight_decay), (fresh_biases, 10.0, 0.0),
+    )  # fmt: skip
     return [
         {"params": params, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
         for params, scale, decay in groups
@@ -112,7 +132,8 @@ class TrainStep:
     def __init__(self, classifier: nn.Module, recipe: Recipe, precision: str, device: torch.device) -> None:
         self.classifier, self.recipe, self.device = classifier, recipe, device
         self.dtype = _DTYPES[precision]
-        groups = parameter_groups(classifier, recipe.lr, recipe.weight_decay)
+        fresh = recipe.finetune is not None
+        groups = parameter_groups(classifier, recipe.lr, recipe.weight_decay, fresh_classifier=fresh)
         self.optimizer = torch.optim.SGD(groups, momentum=recipe.momentum)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
@@ -170,8 +191,9 @@ def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
 def _check(recipe: Recipe) -> None:
     if recipe.size < 64:
         raise UserError(f"--size {recipe.size}: must be at least 64 pixels")
-    if recipe.init is not None and recipe.checkpoint is not None:
-        raise UserError("--init and --checkpoint exclude each other: one starts the backbone, one the whole network")
+    starts = [flag for flag in ("init", "checkpoint", "finetune") if getattr(recipe, flag) is not None]
+    if len(starts) > 1:
+        raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -182,7 +204,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> TrainResult:
-    manifest = recipe.open(progress)
+    manifest = _open(recipe, ranks, progress)
     precision = resolve_precision(recipe.precision, device)
     network = _network(recipe, len(manifest.classes))
     classifier = FrameClassifier(network).to(device)
@@ -192,8 +214,11 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
     history: list[Epoch] = []
     if recipe.resume:
         state = read_training_state(state_file)
-        network.load_state_dict(state["network"])
-        step.optimizer.load_state_dict(state["optimizer"])
+        try:
+            network.load_state_dict(state["network"])
+            step.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as e:
+            raise UserError(f"{state_file}: is of another network or start; resume with the flags of its run") from e
         step.scaler.load_state_dict(state["scaler"])
         history = [Epoch(**e) for e in state["history"]]
     elif ranks.is_first and state_file.exists():
@@ -210,7 +235,6 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
 
     log = recipe.output / ("bad_clips.jsonl" if ranks.is_first else f"bad_clips.{ranks.rank}.jsonl")
     log.unlink(missing_ok=True)
-    bad_clips = BadClips(log)
     spec = ClipSpec(recipe.num_segments, size=recipe.size, crop_ratio=recipe.crop_ratio, crop_scales=recipe.crop_scales)
     shared: dict[str, Any] = {
         "backend": recipe.backend,
@@ -219,7 +243,7 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         "seed": recipe.seed,
         "rank": ranks.rank,
         "world_size": ranks.world_size,
-        "bad_clips": bad_clips,
+        "policy": recipe.bad_clip_policy(log),
     }
     if recipe.batch_size % ranks.world_size:
         raise UserError(f"--batch-size {recipe.batch_size} does not divide over {ranks.world_size} processes")
@@ -247,18 +271,48 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
             _save(recipe, step, network, manifest, history)
         if scores is None:  # resumed after the last epoch
             scores = validate(classifier, validation, ranks, precision)
+        bad, bad_in_validation = (_reasons(loader, ranks) for loader in (training, validation))
+        stand_ins = sum(_gather(training.bad_clips.stand_ins, ranks))
     if writer is not None:
         writer.close()
     return TrainResult(
         recipe.output / "last.safetensors",
         tuple(history),
         scores,
-        len(bad_clips),
+        len(bad),
+        stand_ins,
+        len(bad_in_validation),
+        dict(list((bad | bad_in_validation).items())[:MAX_REASONS]),
         train_s,
         manifest,
         precision,
         device,
     )
+
+
+def _open(recipe: Recipe, ranks: Ranks, progress: bool) -> Manifest:
+    """The data set; one process of each machine scans its files, the others find them in its cache."""
+    scans = ranks.world_size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    if not scans:
+        dist.barrier()
+    manifest = recipe.open(progress)
+    if scans and ranks.world_size > 1:
+        dist.barrier()
+    return manifest
+
+
+def _gather(value: T, ranks: Ranks) -> list[T]:
+    """The value of every process, in every process."""
+    if ranks.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _reasons(loader: ClipLoader, ranks: Ranks) -> dict[str, str]:
+    """The bad clips of all processes' parts of a split: path → reason."""
+    return {path: reason for part in _gather(loader.bad_clips.reasons, ranks) for path, reason in part.items()}
 
 
 def _network(recipe: Recipe, num_classes: int) -> SegmentNetwork:
@@ -274,6 +328,8 @@ def _network(recipe: Recipe, num_classes: int) -> SegmentNetwork:
         load_imagenet(network, recipe.init)
     if recipe.checkpoint is not None:
         load_checkpoint(network, recipe.checkpoint)
+    if recipe.finetune is not None:
+        load_backbone(network, recipe.finetune)
     return network
 
 
@@ -319,8 +375,6 @@ def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: boo
             advance(
                 f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data"
             )
-    if not done:
-        raise UserError("no batch of the training split could be decoded; see bad_clips.jsonl in the output folder")
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
     seconds = time.perf_counter() - start
     return Epoch(number + 1, loss, clips / seconds, (loader.wait_s - waited_before) / seconds), seconds
@@ -331,16 +385,15 @@ def validate(classifier: nn.Module, loader: ClipLoader, ranks: Ranks, precision:
     classifier.eval()
     device = loader.device
     dtype = _DTYPES[precision]
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = score(classifier, loader.epoch())
-    if ranks.world_size == 1:
-        return scores
-    parts: list[Scores | None] = [None] * ranks.world_size
-    dist.all_gather_object(parts, scores)
+    part: Scores | None = None
+    if len(loader):  # with more processes than videos some have none
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            part = score(classifier, loader.epoch())
+    parts = [p for p in _gather(part, ranks) if p is not None]
     return Scores(
-        tuple(i for p in parts if p for i in p.ids),
-        torch.cat([p.logits for p in parts if p]),
-        torch.cat([p.labels for p in parts if p]),
+        tuple(i for p in parts for i in p.ids),
+        torch.cat([p.logits for p in parts]),
+        torch.cat([p.labels for p in parts]),
     )
 
 
@@ -397,6 +450,8 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "clips_per_s": sum(e.clips_per_s for e in result.epochs) / len(result.epochs),
         "wait_share": sum(e.wait_share for e in result.epochs) / len(result.epochs),
         "bad_clips": result.bad_clips,
+        "stand_ins": result.stand_ins,
+        "validation_bad_clips": result.validation_bad_clips,
     }
     samples = {
         "loss": [e.loss for e in result.epochs],
@@ -409,6 +464,7 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "precision": result.precision,
         "confusion": result.scores.confusion().tolist(),
         "classes": list(result.manifest.classes),
+        "bad_clips": result.bad_clip_reasons,
     }
     return make_record(
         "train", recipe.name, figures=figures, samples=samples, settings=asdict(recipe), device=result.device,

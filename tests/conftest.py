@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipelines.annotations import Sample
-from pipelines.manifest import Video, scan_file
 from pipelines.synthetic import make_dataset
 from tdn_bench.checkpoint import save_checkpoint
 from tdn_bench.models import create_model
@@ -112,11 +110,6 @@ def read_numbers(pictures: np.ndarray) -> list[int]:
 def flat_frames(count: int, level: int, size: int = 48) -> np.ndarray:
     """One grey level in all pictures: it survives any crop and flip."""
     return np.full((count, size, size, 3), level, np.uint8)
-
-
-def as_video(path: Path, label: int = 0, name: str | None = None) -> Video:
-    """A manifest's row for a file as it is now."""
-    return Video(Sample(name or path.stem, str(path), label, "validation"), scan_file(str(path)))
 
 
 @pytest.fixture(params=["pyav", "dali"])

@@ -8,6 +8,7 @@ from reference import CASES, released_state_dict
 
 from tdn_bench.checkpoint import (
     CheckpointError,
+    load_backbone,
     load_checkpoint,
     load_imagenet,
     read_metadata,
@@ -41,6 +42,35 @@ def test_both_prefixes_and_classifier_names(tmp_path, released, prefix, classifi
     assert torch.equal(network.res3[1].temporal.conv.weight, released["base_model.layer2_bak.1.shift.conv.weight"])
     assert report.unused == tuple(f"{prefix}base_model.conv1_temp.{leaf}" for leaf in ("bias", "weight"))
     assert report.metadata == ({"epoch": 7} if wrapped else {})
+
+
+@pytest.mark.parametrize("classifier", ["new_fc", "base_model.fc"])
+def test_a_backbone_from_other_classes_leaves_the_classifier_alone(tmp_path, released, classifier):
+    state = {f"module.{n.replace('new_fc', classifier)}": t for n, t in released.items()}
+    torch.save({"state_dict": state, "epoch": 7}, tmp_path / "c.pth.tar")
+    network, whole = tdn50(3), tdn50()
+    before = {n: t.clone() for n, t in network.classifier.state_dict().items()}
+    report = load_backbone(network, tmp_path / "c.pth.tar")
+    assert report.metadata == {"epoch": 7}
+    assert report.unused == load_checkpoint(whole, tmp_path / "c.pth.tar").unused
+    for name, tensor in network.state_dict().items():
+        kept = name.startswith("classifier.")
+        assert torch.equal(tensor, before[name[11:]] if kept else whole.state_dict()[name]), name
+
+
+def test_a_backbone_of_another_network_is_refused(tmp_path, released):
+    path = tmp_path / "c.pth"
+    torch.save({n: t for n, t in released.items() if n != "base_model.layer3_bak.2.conv2.weight"}, path)
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors missing, first res4\.2\.conv2\.conv\.weight"):
+        load_backbone(tdn50(3), path)
+    path = tmp_path / "c.safetensors"
+    for saved, into in (("tsn_resnet101", "tsn_resnet50"), ("tdn_resnet50", "tsn_resnet50"), ("tsn_resnet50", None)):
+        save_checkpoint(create_model(saved, num_classes=5), path, {})
+        network = create_model(into, num_classes=3) if into else tdn50(3)
+        before = {n: t.clone() for n, t in network.state_dict().items()}
+        with pytest.raises(CheckpointError, match="of another network"):
+            load_backbone(network, path)
+        assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())  # nothing was half loaded
 
 
 def test_missing_and_misshaped_tensors_are_named(tmp_path, released):

@@ -1,6 +1,5 @@
 """`tdn-bench COMMAND` and `python -m tdn_bench.COMMAND`: help, errors in one line, exit statuses."""
 
-import json
 import subprocess
 import sys
 
@@ -9,7 +8,6 @@ import pytest
 from tdn_bench.__main__ import COMMANDS
 from tdn_bench.cli import run_command
 from tdn_bench.doctor import main as doctor
-from tdn_bench.prepare import main as prepare
 
 
 def run(*arguments):
@@ -38,27 +36,9 @@ def test_an_unknown_command_and_an_unknown_folder():
     done = run("nope")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    done = run("prepare", "--data", "/nowhere")
+    done = run("prepare", "sthv2", "--root", "/nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: /nowhere: no such folder")
-
-
-def test_prepare_counts_and_names_bad_files(motion_data, tmp_path, capsys):
-    import shutil
-
-    data = tmp_path / "set"
-    shutil.copytree(motion_data, data)
-    first, second = sorted((data / "20bn-something-something-v2").iterdir())[:2]
-    first.unlink()
-    second.write_bytes(b"")
-    assert run_command(prepare, ["--data", str(data), "--workers", "1", "--out", str(tmp_path / "m.jsonl")]) == 0
-    out = capsys.readouterr().out
-    assert "14 of 16 videos usable (14 vp9)" in out
-    assert f"bad: {first}: no such file" in out
-    assert f"bad: {second}: empty file" in out
-    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
-    assert len(rows) == 24
-    assert sum(r["status"] == "ok" for r in rows) == 22
 
 
 def test_doctor_lists_every_engine(capsys):
@@ -67,3 +47,16 @@ def test_doctor_lists_every_engine(capsys):
     assert "eager     ready" in out
     assert "trt       missing: " in out
     assert "pyav      ready" in out
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    talk = "import sys; from tdn_bench.cli import run_command; "
+    talk += "sys.exit(run_command(lambda argv: [print('x' * 99) for _ in range(10**5)]))"
+    process = subprocess.Popen([sys.executable, "-c", talk], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()

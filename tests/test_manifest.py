@@ -4,17 +4,21 @@ import dataclasses
 import os
 import shutil
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from conftest import numbered_frames, write_video
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines import manifest as module
 from pipelines.annotations import Annotations, Sample, read_something_something
-from pipelines.manifest import Manifest, build_manifest, default_cache, scan_file
+from pipelines.errors import DataError
+from pipelines.manifest import Manifest, Video, build_manifest, default_cache, scan_file
 
 COUNT = 30
 FRAMES = numbered_frames(COUNT, 96, 64)
@@ -22,7 +26,7 @@ FRAMES = numbered_frames(COUNT, 96, 64)
 
 def annotate(paths: list[Path]) -> Annotations:
     samples = tuple(Sample(p.stem, str(p), i % 2, "train") for i, p in enumerate(paths))
-    return Annotations("files", ("a", "b"), samples)
+    return Annotations("files", Path("/"), ("a", "b"), samples)
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def unknown_codec(path: Path) -> None:
 UNREADABLE = "not a readable video: Invalid data found when processing input"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.webm": (lambda path: None, "no such file"),
-    "folder.webm": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "folder.webm": (lambda path: path.mkdir(), "holds no frame (*.jpg)"),
     "empty.webm": (lambda path: path.touch(), "empty file"),
     "garbage.webm": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), UNREADABLE),
     "text.mp4": (lambda path: path.write_text("not a video\n" * 99), UNREADABLE),
@@ -196,10 +200,13 @@ def test_digest_follows_the_data(tmp_path: Path) -> None:
     paths = [write_video(tmp_path / "here" / f"{i}.webm", FRAMES[: 8 + i]) for i in range(2)]
     original = build_manifest(annotate(paths))
 
+    def remade(videos: list[Video]) -> Manifest:
+        return Manifest.of(original.name, original.classes, videos, original.root)
+
     def changed(**changes: object) -> Manifest:
         first = original.videos[0]
         sample = dataclasses.replace(first.sample, **changes)
-        return dataclasses.replace(original, videos=(dataclasses.replace(first, sample=sample), original.videos[1]))
+        return remade([dataclasses.replace(first, sample=sample), original.videos[1]])
 
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = [tmp_path / "there" / path.name for path in paths]
@@ -207,7 +214,7 @@ def test_digest_follows_the_data(tmp_path: Path) -> None:
     first, second = original.videos
     unusable = dataclasses.replace(first, file=dataclasses.replace(first.file, status="truncated"))
     digests = [original, changed(id="x"), changed(label=1), changed(split="validation")]
-    digests.append(dataclasses.replace(original, videos=(unusable, second)))
+    digests.append(remade([unusable, second]))
     content = bytearray(paths[0].read_bytes())
     content[-1] ^= 1
     paths[0].write_bytes(content)
@@ -248,3 +255,170 @@ def test_real_files_hold_as_many_frames_as_a_full_decode_gives(shared_data: Path
     for path in clips:
         found = scan_file(str(path))
         assert (path.name, found.status, found.num_frames) == (path.name, "ok", decoded_frames(path))
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_video(tmp_path / f"{i}.webm", FRAMES[: 8 + i]) for i in range(4)]
+    cache, names = tmp_path / "files.jsonl", []
+
+    def stops(path: str) -> module.VideoFile:
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        names.append(Path(path).name)
+        return scan_file(path)
+
+    monkeypatch.setattr(module, "scan_file", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build_manifest(annotate(paths), cache=cache)
+    with cache.open("a") as f:
+        f.write('{"path": "half a li')  # what a killed process leaves
+    monkeypatch.setattr(module, "scan_file", lambda path: names.append(Path(path).name) or scan_file(path))
+    whole = build_manifest(annotate(paths), cache=cache)
+    assert names == ["0.webm", "1.webm", "2.webm", "3.webm"]
+    assert [v.file.num_frames for v in whole.videos] == [8, 9, 10, 11]
+
+
+def frames_folder(folder: Path, names: list[str], size: tuple[int, int] = (64, 48)) -> Path:
+    simplejpeg = pytest.importorskip("simplejpeg")
+    folder.mkdir()
+    for i, name in enumerate(names):
+        picture = np.full((size[1], size[0], 3), 10 * i, np.uint8)
+        (folder / name).write_bytes(simplejpeg.encode_jpeg(picture))
+    return folder
+
+
+def test_a_folder_of_frames_is_one_row(tmp_path: Path) -> None:
+    folder = frames_folder(tmp_path / "1", [f"img_{i}.jpg" for i in range(1, 13)])  # 10 sorts after 9
+    (folder / "notes.txt").write_text("no frame")
+    found = scan_file(str(folder))
+    assert (found.status, found.codec, found.num_frames) == ("ok", "jpeg", 12)
+    assert (found.width, found.height, found.keyframe_spacing) == (64, 48, 1)
+    assert found.bytes == sum(p.stat().st_size for p in folder.iterdir())
+    before = found.sha256
+    frame = folder / "img_7.jpg"
+    times, content = frame.stat(), bytearray(frame.read_bytes())
+    content[-10] ^= 1
+    frame.write_bytes(content)
+    os.utime(frame, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert scan_file(str(folder)).sha256 != before
+
+
+FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gap": (lambda f: (f / "00004.jpg").unlink(), "frame 4 is missing"),
+    "no first": (lambda f: (f / "00001.jpg").unlink(), "frame 1 is missing"),
+    "cut": (lambda f: (f / "00003.jpg").write_bytes((f / "00003.jpg").read_bytes()[:-40]), "00003.jpg is cut short"),
+    "empty": (lambda f: (f / "00003.jpg").write_bytes(b""), "00003.jpg is not a JPEG file"),
+    "few": (lambda f: [p.unlink() for p in sorted(f.iterdir())[4:]], "4 frames, fewer than a segment's 5"),
+}
+
+
+@pytest.mark.parametrize("what", FOLDER_FAULTS)
+def test_faulty_folders_say_why(tmp_path: Path, what: str) -> None:
+    folder = frames_folder(tmp_path / "1", [f"{i:05d}.jpg" for i in range(1, 9)])
+    fault, status = FOLDER_FAULTS[what]
+    fault(folder)
+    assert scan_file(str(folder)).status == status
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    folder = frames_folder(tmp_path / "1", [f"{i:05d}.jpg" for i in range(1, 9)])
+    other = frames_folder(tmp_path / "2", ["00001.jpg"], (32, 40))
+    shutil.copy(other / "00001.jpg", folder / "00005.jpg")
+    assert scan_file(str(folder)).status == "00005.jpg is 32×40, not 64×48"
+
+
+@pytest.mark.parametrize("spacing", [1, 7, 30])
+def test_key_frame_spacing(tmp_path: Path, spacing: int) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        options = {"g": str(spacing), "keyint_min": str(spacing), "sc_threshold": "0", "bf": "0"}
+        stream = container.add_stream("libx264", rate=12, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for picture in FRAMES:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    found = scan_file(str(path))
+    assert found.keyframe_spacing == spacing
+    assert not found.variable_rate
+
+
+rows = st.lists(
+    st.builds(
+        Video,
+        st.builds(
+            Sample, st.text(min_size=1, max_size=8), st.sampled_from(["/set/a/b.mp4", "/set/ü c.webm", "/other/d.avi"]),
+            st.integers(-1, 300), st.sampled_from(["train", "validation", "test"]),
+        ),
+        st.builds(
+            module.VideoFile, st.integers(0, 2**40), st.integers(0, 2**62), st.text("0123456789abcdef", max_size=64),
+            st.sampled_from(["vp9", "h264", ""]), st.integers(0, 9999), st.integers(0, 9999),
+            st.sampled_from([0, 90, 180, 270]), st.floats(0, 120), st.integers(0, 10**6), st.integers(0, 999),
+            st.booleans(), st.sampled_from(["ok", "empty file", "truncated: ½"]),
+        ),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(rows)
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, videos: list[Video]) -> None:
+    path = tmp_path_factory.getbasetemp() / "round.arrow"
+    manifest = Manifest.of("näme", ("a", "b, c"), videos, Path("/set"))
+    manifest.write(path)
+    found = Manifest.open(path)
+    assert (found.name, found.classes, found.root) == ("näme", ("a", "b, c"), Path("/set"))
+    assert list(found.videos) == videos
+    assert found.digest() == manifest.digest()
+    for split in ("train", "validation", "test"):
+        part = found.split(split)
+        assert list(part) == [v for v in videos if v.sample.split == split]
+        assert part.where("status", "ok").tolist() == [v.file.status == "ok" for v in part]
+        assert part.column("status").tolist() == [v.file.status for v in part]
+        assert part.column("num_frames").tolist() == [v.file.num_frames for v in part]
+    moved = Manifest.open(path, Path("/elsewhere"))
+    paths = [v.path.replace("/set/", "/elsewhere/") for v in videos]
+    assert [v.path for v in moved.videos] == paths
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1 but not really", None])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "m.arrow"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable manifest"):
+        Manifest.open(path)
+    Manifest.of("x", ("a",), []).write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="not a readable manifest"):
+        Manifest.open(path)
+    path.write_bytes(whole.replace(b"keyframe_spacing", b"keyframe_distanc"))
+    with pytest.raises(DataError, match="not a manifest of version 2; make it anew by prepare"):
+        Manifest.open(path)
+
+
+class DyingPool:
+    """A pool whose process dies at the fourth file."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "DyingPool":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, scan: Callable[[str], module.VideoFile], paths: list[str], chunksize: int) -> Iterator[object]:
+        yield from map(scan, paths[:3])
+        raise BrokenProcessPool
+
+
+def test_a_scanning_process_that_dies_is_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{i}.webm" for i in range(64)]
+    for path in paths[:4]:
+        path.write_bytes(b"no video")
+    monkeypatch.setattr(module, "ProcessPoolExecutor", DyingPool)
+    with pytest.raises(DataError, match=r"3\.webm: a scanning process died at this file or one of the 32 after it"):
+        build_manifest(annotate(paths), cache=tmp_path / "files.jsonl", workers=2)
+    assert len((tmp_path / "files.jsonl").read_text().splitlines()) == 1 + 3

@@ -2,22 +2,35 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tdn_bench.checkpoint import CheckpointError, read_metadata
+from pipelines.errors import DataError
+from pipelines.plan import epoch_order
+from tdn_bench.checkpoint import CheckpointError, read_metadata, read_training_state, save_checkpoint
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
+from tdn_bench.flags import DataFlags
 from tdn_bench.models import FrameClassifier, create_model
-from tdn_bench.recipes import RECIPES, demo, kinetics400, sthv2
+from tdn_bench.recipes import RECIPES, demo, hmdb51, kinetics400, sthv1, sthv2, ucf101
 from tdn_bench.record import read_record
-from tdn_bench.train import TrainStep, learning_rate, main, parameter_groups, resolve_precision, train
+from tdn_bench.train import (
+    TrainStep,
+    learning_rate,
+    main,
+    parameter_groups,
+    resolve_precision,
+    train,
+    train_record,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,6 +52,10 @@ def test_recipes_hold_the_authors_numbers():
         assert recipe.momentum == 0.9
         assert recipe.clip_gradient_norm == 20
     assert ss.dropout == k.dropout == 0.5
+    assert replace(sthv1(), name=ss.name, dataset=ss.dataset, output=ss.output) == ss
+    assert all(RECIPES[name]().dataset == name for name in RECIPES if name != "demo")
+    for recipe in (ucf101(), hmdb51()):  # what the paper's accuracies belong to
+        assert (recipe.model, recipe.num_segments) == ("tdn_resnet50", 16)
 
 
 def test_step_schedule_divides_by_ten_after_each_milestone():
@@ -65,6 +82,51 @@ def test_optimiser_groups_are_the_authors():
     }
     for name, p in network.named_parameters():
         assert where[id(p)] == (2 if name in norms else 1 if name.endswith("bias") else 0), name
+
+
+def test_a_fresh_classifier_has_groups_of_its_own():
+    classifier = FrameClassifier(create_model("tdn_resnet_small", num_classes=3, num_segments=4))
+    head = classifier.network.classifier
+    groups = parameter_groups(classifier, 0.1, 5e-4, fresh_classifier=True)
+    scales = [(g["lr_scale"], g["weight_decay"]) for g in groups]
+    assert scales == [(1, 5e-4), (2, 0), (1, 0), (5, 5e-4), (10, 0)]
+    assert [g["lr"] for g in groups] == pytest.approx([0.1, 0.2, 0.1, 0.5, 1])
+    assert [id(p) for g in groups[3:] for p in g["params"]] == [id(head.weight), id(head.bias)]
+    plain = parameter_groups(classifier, 0.1, 5e-4)
+    for with_head, without in zip(groups, plain, strict=False):  # the rest is as it is without fine-tuning
+        rest = [id(p) for p in without["params"] if p is not head.weight and p is not head.bias]
+        assert [id(p) for p in with_head["params"]] == rest
+
+
+def test_the_schedule_keeps_the_groups_apart():
+    recipe = replace(ucf101(), finetune="k400.safetensors")
+    network = create_model("tsn_resnet_small", num_classes=3, num_segments=2, dropout=0)
+    step = TrainStep(FrameClassifier(network), recipe, "fp32", CPU)
+    weight, bias = (p.detach().clone() for p in (network.classifier.weight, network.classifier.bias))
+    step(torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8), torch.arange(3), 10)
+    assert [g["lr"] for g in step.optimizer.param_groups] == pytest.approx([1e-4, 2e-4, 1e-4, 5e-4, 1e-3])
+    # the gradients are left as they were clipped
+    head = network.classifier
+    assert torch.allclose(head.weight, weight - 5e-4 * (head.weight.grad + 5e-4 * weight), atol=1e-7)
+    assert torch.allclose(head.bias, bias - 1e-3 * head.bias.grad, atol=1e-7)
+
+
+def test_fine_tuning_starts_from_all_but_the_classifier(motion_data, tmp_path):
+    start = create_model("tsn_resnet_small", num_classes=5, num_segments=4)
+    torch.nn.init.normal_(start.classifier.bias)
+    save_checkpoint(start, tmp_path / "five.safetensors", {})
+    recipe = tiny(motion_data, tmp_path / "out", model="tsn_resnet_small", epochs=1, lr=0.0)
+    tuned = replace(recipe, finetune=tmp_path / "five.safetensors")
+    train(tuned, progress=False)
+    state = read_training_state(tmp_path / "out" / "last.pt")["network"]
+    for name, tensor in start.named_parameters():
+        if not name.startswith("classifier."):
+            assert torch.equal(state[name], tensor), name
+    assert state["classifier.weight"].shape == (8, start.classifier.weight.shape[1])
+    assert state["classifier.weight"].std().item() == pytest.approx(0.001, rel=0.2)
+    assert not state["classifier.bias"].any()
+    with pytest.raises(UserError, match=r"last\.pt: is of another network or start"):
+        train(replace(recipe, epochs=2, resume=True), progress=False)  # without --finetune its groups differ
 
 
 def test_a_step_is_sgd_with_clipping():
@@ -193,6 +255,10 @@ def test_the_command_writes_a_record(motion_data, tmp_path, capsys):
         (["--model", "resnet"], "unknown model 'resnet'"),
         (["--device", "cuda:9"], "--device cuda:9"),
         (["--init", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["--finetune", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["--init", "a.pth", "--checkpoint", "b.pth"], "--init and --checkpoint exclude each other"),
+        (["--checkpoint", "a.pth", "--finetune", "b.pth"], "--checkpoint and --finetune exclude each other"),
+        (["--max-bad-share", "2"], "--max-bad-share 2.0: must be from 0 to 1"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
     ],
 )
@@ -210,14 +276,57 @@ def test_sthv2_without_its_data_says_what_it_looked_for(tmp_path, capsys):
         assert needed in error
 
 
-def test_two_processes_share_a_run(motion_data, tmp_path):
+def spoiled(data, folder, train_positions, validation_positions):
+    """A manifest whose scan found all videos sound, of which those at the given places are now cut short."""
+    shutil.copytree(data, folder / "set")
+    manifest = DataFlags(data=folder / "set").open(progress=False)
+    manifest.write(folder / "set.arrow")
+    for split, positions in (("train", train_positions), ("validation", validation_positions)):
+        for position in positions:
+            file = Path(manifest.split(split)[position].path)
+            file.write_bytes(file.read_bytes()[:200])
+    return folder / "set.arrow", manifest
+
+
+def test_bad_clips_get_stand_ins_in_training_and_none_in_validation(motion_data, tmp_path):
+    places = epoch_order(16, seed=0, epoch=0, shuffle=True)[:4].tolist()  # the whole first batch
+    path, manifest = spoiled(motion_data, tmp_path, places, [2])
+    recipe = tiny(None, tmp_path / "out", manifest=path, epochs=1, model="tsn_resnet_small", max_bad_share=1)
+    result = train(recipe, progress=False)
+    record = train_record(recipe, result)
+    assert (result.bad_clips, result.validation_bad_clips) == (4, 1)
+    assert result.stand_ins >= 4
+    figures = {k: record.figures[k] for k in ("bad_clips", "stand_ins", "validation_bad_clips")}
+    assert figures == {"bad_clips": 4, "stand_ins": result.stand_ins, "validation_bad_clips": 1}
+    wanted = {manifest.split("train")[i].path for i in places} | {manifest.split("validation")[2].path}
+    assert set(record.details["bad_clips"]) == wanted
+    log = (tmp_path / "out" / "bad_clips.jsonl").read_text().splitlines()
+    assert {json.loads(line)["path"] for line in log} == wanted
+    assert manifest.split("validation")[2].id not in result.scores.ids
+    assert len(result.scores.ids) == 7
+    with pytest.raises(DataError, match=r"more than --max-bad-share 0\.01 allows"):
+        train(replace(recipe, max_bad_share=0.01), progress=False)
+    with pytest.raises(DataError, match="--on-bad-clip skip"):
+        train(replace(recipe, on_bad_clip="error"), progress=False)
+
+
+def test_two_processes_share_a_run_and_bad_clips_do_not_stall_it(motion_data, tmp_path):
+    # the second process visits every other place: its whole first batch is bad
+    places = epoch_order(16, seed=0, epoch=0, shuffle=True)[1:4:2].tolist()
+    path, manifest = spoiled(motion_data, tmp_path, places, [1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tdn_bench.train", "demo", "--data", str(motion_data), "--output", str(tmp_path), "--epochs", "1"]
+    command += ["-m", "tdn_bench.train", "demo", "--manifest", str(path), "--output", str(tmp_path), "--epochs", "1"]
     command += ["--batch-size", "4", "--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+        [*command, "--data", str(tmp_path / "set"), "--max-bad-share", "1"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 1/1") == 1
-    (path,) = tmp_path.glob("train-demo-*.json")  # one record, of all validation videos
-    assert sum(map(sum, read_record(path).details["confusion"])) == 8
+    (path,) = tmp_path.glob("train-demo-*.json")  # one record, of all processes
+    record = read_record(path)
+    assert sum(map(sum, record.details["confusion"])) == 7
+    assert (record.figures["bad_clips"], record.figures["validation_bad_clips"]) == (2, 1)
+    assert record.figures["stand_ins"] >= 2
+    wanted = [manifest.split("train")[i].path for i in places] + [manifest.split("validation")[1].path]
+    assert set(record.details["bad_clips"]) == set(wanted)

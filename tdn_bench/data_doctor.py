@@ -1,0 +1,151 @@
+"""What is wrong with a data set: its manifest against itself, the files of today, and another copy's manifest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from pipelines.annotations import VIDEO_SUFFIXES
+from pipelines.manifest import OK, Manifest, checksum, file_stat
+from tdn_bench.environment import cores
+from tdn_bench.prepare import kind_of
+
+COLUMNS = ("id", "split", "path", "label", "status", "sha256", "bytes", "mtime_ns")
+NOTES = frozenset({"duplicate", "variable rate", "not in reference"})  # worth knowing; all other kinds must be acted on
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found in one video: `kind` is what it is counted by."""
+
+    kind: str
+    id: str
+    split: str
+    path: str
+    reason: str
+
+
+def examine(
+    manifest: Manifest, *, checksums: bool = False, reference: Manifest | None = None, workers: int | None = None
+) -> list[Finding]:
+    """Everything found in the videos of a manifest, in its order for each kind of look.
+
+    Files of another size or time than at the scan are read again, and with `checksums` all files.
+    """
+    videos = manifest.videos
+    column = {name: videos.column(name) for name in COLUMNS}
+    column["path"] = np.array([videos.locate(path) for path in column["path"]], object)
+    now = _look_again(column, checksums, workers or cores())
+    bad = {row: (kind_of(status), status) for row, status in enumerate(column["status"].tolist()) if status != OK}
+    found = sorted((bad | now).items())  # what a file is now counts more than what it was
+    found += sorted(_duplicates(column))
+    uneven = np.flatnonzero(videos.column("variable_rate") & (column["status"] == OK))
+    found += [(row, ("variable rate", "frames do not come at one rate")) for row in uneven.tolist()]
+    if reference is not None:
+        found += _compare(column, reference)
+    ids, splits, paths = (column[name] for name in ("id", "split", "path"))
+    return [Finding(kind, ids[row], splits[row], paths[row], reason) for row, (kind, reason) in found]
+
+
+Reason = tuple[str, str]  # kind, in words
+
+
+def _look_again(column: dict[str, np.ndarray], checksums: bool, workers: int) -> dict[int, Reason]:
+    """The rows whose file is not the one that was scanned."""
+    from rich.progress import track
+
+    scanned = [column[name] for name in ("path", "bytes", "mtime_ns", "sha256")]
+    total = len(column["path"])
+    parts = [slice(start, start + 64) for start in range(0, total, 64)]
+
+    def look(part: slice) -> list[Reason | None]:
+        return [_changed(row, checksums) for row in zip(*(values[part].tolist() for values in scanned), strict=True)]
+
+    label = "Reading all files" if checksums else "Looking at all files"
+    with ThreadPoolExecutor(workers) as pool:  # hashing, and waiting for the disk, release the GIL
+        seen = track(pool.map(look, parts), label, len(parts), disable=not sys.stderr.isatty())
+        reasons = [reason for some in seen for reason in some]
+    return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def _changed(scanned: tuple[Any, ...], checksums: bool) -> Reason | None:
+    """How a file differs from its scan. One of another time is read; one of the same only with `checksums`."""
+    path, size, mtime_ns, sha256 = scanned
+    if not sha256:  # it could not be read then
+        return ("changed", "not readable at the scan, but now; scan it again") if os.access(path, os.R_OK) else None
+    try:
+        now = file_stat(path)
+        if now[0] != size:
+            return "changed", f"{now[0]} bytes, {size} at the scan"
+        if (checksums or now[1] != mtime_ns) and checksum(path) != sha256:
+            return "changed", "as many bytes as at the scan, but others"
+    except FileNotFoundError:
+        return "missing", "gone since the scan"
+    except OSError as e:
+        return "unreadable", f"cannot be read: {e.strerror}"
+    return None
+
+
+def _duplicates(column: dict[str, np.ndarray]) -> Iterator[tuple[int, Reason]]:
+    """Rows of equal content: all of them where they lie in several splits, else all but the first."""
+    rows = np.flatnonzero((column["sha256"] != "") & (column["bytes"] > 0))
+    _, group, counts = np.unique(column["sha256"][rows], return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[group] > 1)
+    order = several[np.argsort(group[several], kind="stable")].tolist()
+    for _, places in groupby(order, key=lambda i: group[i]):
+        same = [int(rows[i]) for i in places]
+        leak = len({column["split"][row] for row in same}) > 1
+        for row in same if leak else same[1:]:
+            others = (o for o in same if not leak or column["split"][o] != column["split"][row])
+            other = next(others)
+            where, split = column["path"][other], column["split"][other]
+            same_file = where == column["path"][row]
+            reason = f"listed in {split} too" if same_file else f"the same bytes as {where} ({split})"
+            label = "" if column["label"][row] == column["label"][other] else ", under another label"
+            yield row, ("leak" if leak else "duplicate", reason + label)
+
+
+def _compare(column: dict[str, np.ndarray], reference: Manifest) -> Iterator[tuple[int, Reason]]:
+    """Rows that another copy's manifest lacks, or whose content is not the same there."""
+    other = reference.videos
+    theirs = dict(zip(other.column("id").tolist(), other.column("sha256").tolist(), strict=True))
+    for row, (id, sha256) in enumerate(zip(column["id"].tolist(), column["sha256"].tolist(), strict=True)):
+        if id not in theirs:
+            yield row, ("not in reference", "the reference does not list it")
+        elif sha256 and theirs[id] and sha256 != theirs[id]:
+            yield row, ("differs", "other bytes than in the reference")
+
+
+def only_in_reference(manifest: Manifest, reference: Manifest) -> list[str]:
+    """Ids that only another copy's manifest lists."""
+    return sorted(set(reference.videos.column("id").tolist()) - set(manifest.videos.column("id").tolist()))
+
+
+def unlisted(manifest: Manifest) -> list[str]:
+    """Videos, and folders of frames, that lie among the annotated ones and that no annotation names.
+
+    Looked for below the folder that holds all annotated files, which lies within the data set's.
+    """
+    videos = manifest.videos
+    known = {os.path.normpath(videos.locate(path)) for path in videos.column("path").tolist()}
+    home = os.path.commonpath({os.path.dirname(path) for path in known}) if known else "/"
+    root = os.path.normpath(manifest.root)
+    if home == "/" or os.path.commonpath([home, root]) != root:
+        return []
+    found = []
+    for folder, folders, names in os.walk(home):
+        folders[:] = [f for f in folders if os.path.join(folder, f) not in known]  # annotated frames
+        if folder != home and any(name.lower().endswith((".jpg", ".jpeg")) for name in names):
+            found.append(folder)
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.lower().endswith(VIDEO_SUFFIXES) and path not in known:
+                found.append(path)
+    return sorted(found)

@@ -1,0 +1,325 @@
+"""Every decoder returns the frames of the odd clips that it is asked for; the command catches one that does not."""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.clip import Stages
+from pipelines.cpu import Clock, decode_video, needed_packets
+from pipelines.errors import BadClip
+from pipelines.loader import create_decoder
+from pipelines.manifest import OK, Video, as_video
+from pipelines.odd_clips import CASES, OddClip, make_odd_clips, skipped_cases
+from pipelines.plan import ClipPlan
+from tdn_bench import decoder_parity
+from tdn_bench.cli import run_command
+from tdn_bench.decoder_parity import (
+    SPEC,
+    Case,
+    Returned,
+    check_video,
+    compare_scores,
+    numbered_plans,
+    open_decoders,
+    psnr_db,
+)
+from tdn_bench.parity import main
+from tdn_bench.scores import Scores
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, OddClip]:
+    return {clip.name: clip for clip in make_odd_clips(tmp_path_factory.mktemp("odd"))}
+
+
+@pytest.fixture(scope="module")
+def cases(clips: dict[str, OddClip]) -> dict[str, Case]:
+    decoders = open_decoders(SPEC, CPU, 1)
+    return {name: check_video(as_video(clip.path, name), decoders, 0, clip) for name, clip in clips.items()}
+
+
+def known(name: str) -> str:
+    if name in skipped_cases():
+        pytest.skip(skipped_cases()[name])
+    return name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_odd_clip(cases: dict[str, Case], name: str) -> None:
+    """PyAV returns every frame; DALI too, or it says that it cannot. The scan is right, and so are the pixels."""
+    case = cases[known(name)]
+    assert case.scan == []
+    assert str(case.returned["pyav"]) == "exact"
+    assert case.returned["pyav"].right == (10 + 4) * 20  # plans of 20 frames
+    assert case.false_pictures == []
+    if "dali-cpu" in case.returned:
+        decodable = name.startswith(("vp9", "mjpeg"))
+        assert case.returned["dali-cpu"].verdict == ("exact" if decodable else "refused")
+
+
+def all_frames(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_type = "NONE"
+        return [planes(frame) for frame in container.decode(stream)]
+
+
+def planes(frame: av.VideoFrame) -> bytes:
+    """What was decoded, without the padding of its rows."""
+    wide = 1 + (frame.format.components[0].bits > 8)
+    rows = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width * wide] for p in frame.planes)
+    return b"".join(plane.tobytes() for plane in rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_skipping_changes_no_bit(clips: dict[str, OddClip], name: str) -> None:
+    """What is decoded of a few frames, and what of all."""
+    clip = clips[known(name)]
+    video, whole = as_video(clip.path, name), all_frames(clip.path)
+    rng = np.random.default_rng(0)
+    for count in (1, 1, 2, 3, 7):
+        wanted = rng.integers(len(whole), size=(1, count))
+        found: dict[int, bytes] = {}
+        plan = ClipPlan(video, wanted, (0, 0, clip.width, clip.height), False, 0)
+        decode_video(plan, lambda n, frame, found=found: found.__setitem__(n, planes(frame)), Clock(Stages()))
+        assert found == {n: whole[n] for n in wanted.ravel().tolist()}
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[tuple[int, bool, set[int]]]:
+    """Packets in a file's order: when its frame is shown, whether it is a key frame, which packets it refers to."""
+    packets: list[tuple[int, bool, set[int]]] = []
+    time, anchor = 0, None
+    for _ in range(draw(st.integers(1, 5))):
+        leading = 0 if anchor is None else draw(st.integers(0, 3))
+        before, anchor = anchor, len(packets)
+        packets.append((time + leading, True, set()))
+        for i in range(leading):  # shown before their key frame, refer to it and to the group before
+            packets.append((time + i, False, {before, anchor}))
+        time += leading + 1
+        for _ in range(draw(st.integers(0, 4))):
+            between, pyramid = draw(st.integers(0, 3)), draw(st.booleans())
+            before, anchor = anchor, len(packets)
+            packets.append((time + between, False, {before}))
+            for i in range(between):
+                packets.append((time + i, False, {before, anchor, *([anchor + 1] if pyramid and i else [])}))
+            time += between + 1
+    return packets
+
+
+@given(streams(), st.data())
+def test_needed_packets_hold_all_that_wanted_frames_refer_to(
+    packets: list[tuple[int, bool, set[int]]], data: st.DataObject
+) -> None:
+    wanted = data.draw(st.sets(st.integers(0, len(packets) - 1), min_size=1))
+    times, is_key, refers = zip(*packets, strict=True)
+    runs = needed_packets(times, is_key, [i in wanted for i in range(len(packets))])
+    decoded: list[int] = []
+    for run in runs:
+        assert run == sorted(set(run))
+        assert is_key[run[0]]
+        assert run[-1] in wanted
+        held: set[int] = set()  # by a decoder that knows nothing of the run before
+        for i in run:
+            assert refers[i] <= held or i not in wanted
+            held |= {i} if refers[i] <= held else set()
+        decoded += run
+    assert wanted <= set(decoded)
+    assert sum(i in wanted for i in decoded) == len(wanted)  # none twice
+
+
+def copy_streams(source: Path, target: Path) -> Path:
+    """The video's packets as they are, in another container; times that an AVI lacks become those of decoding."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None and packet.size:
+                packet.pts = packet.dts if packet.pts is None else packet.pts
+                packet.stream = stream
+                new.mux(packet)
+    return target
+
+
+def test_a_file_copied_from_avi_keeps_the_decoders_order(clips: dict[str, OddClip], tmp_path: Path) -> None:
+    """Its times ascend in the file's order, and would swap B-frames with their neighbours."""
+    clip = clips[known("mpeg4_packed")]
+    video = as_video(copy_streams(clip.path, tmp_path / "a.mkv"), "copy")
+    assert str(check_video(video, open_decoders(SPEC, CPU, 1), 0, clip).returned["pyav"]) == "exact"
+
+
+def test_rotation_is_found_in_matroska(clips: dict[str, OddClip], tmp_path: Path) -> None:
+    clip = clips[known("h264_rotated_90")]
+    case = check_video(
+        as_video(copy_streams(clip.path, tmp_path / "a.mkv"), "mkv"), open_decoders(SPEC, CPU, 1), 0, clip
+    )
+    assert case.scan == []
+    assert (str(case.returned["pyav"]), case.false_pictures) == ("exact", [])
+
+
+@pytest.mark.parametrize("degrees", [None, 1, 45])
+def test_a_turn_that_is_no_quarter_is_left_alone(
+    clips: dict[str, OddClip], tmp_path: Path, degrees: float | None
+) -> None:
+    """A matrix of zeros (None), and slight or slanted turns."""
+    clip = clips[known("vp9_plain")]
+    data = clip.path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    angle = math.radians(degrees or 0)
+    cos, sin = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
+    matrix = (cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30) if degrees is not None else (0,) * 9
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data[:at] + struct.pack(">9i", *matrix) + data[at + 36 :])
+    video = as_video(path, "turned")
+    if video.file.status == OK:
+        assert video.file.rotation in (0, 90, 180, 270)
+        verdicts = {r.verdict for r in check_video(video, open_decoders(SPEC, CPU, 1), 0, clip).returned.values()}
+        assert verdicts == {"exact"}
+
+
+# ---- the command
+
+
+@pytest.fixture
+def one_clip(clips: dict[str, OddClip], monkeypatch: pytest.MonkeyPatch) -> OddClip:
+    clip = clips[known("vp9_uneven_rate")]
+    monkeypatch.setattr(decoder_parity, "make_odd_clips", lambda folder: [clip])
+    return clip
+
+
+class Wrong:
+    """PyAV, but not quite."""
+
+    name, device = "wrong", CPU
+
+    def __init__(self, fault: str) -> None:
+        self.right, self.fault = create_decoder("pyav", SPEC, CPU, 1), fault
+
+    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[torch.Tensor | BadClip], Stages]:
+        if self.fault == "next frame":
+            plans = [replace(p, frames=np.minimum(p.frames + 1, p.video.file.num_frames - 1)) for p in plans]
+        clips, stages = self.right(plans)
+        if self.fault == "BGR":
+            clips = [c.flip(-1) if isinstance(c, torch.Tensor) else c for c in clips]
+        if self.fault == "refuses":
+            clips = [BadClip(p.video.id, p.video.path, "too tired") for p in plans]
+        return clips, stages
+
+    def close(self) -> None:
+        self.right.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("next frame", 1, "wrong: wrong: wanted 5, got 6 ("),
+        ("BGR", 1, "wrong: false pictures: "),
+        ("refuses", 0, "wrong: refused: too tired: vp9_uneven_rate"),
+        ("none", 0, "wrong: 1 exact, 0 refused, 0 wrong of 1"),
+    ],
+)
+def test_command_catches_a_wrong_backend(
+    one_clip: OddClip,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    fault: str,
+    status: int,
+    said: str,
+) -> None:
+    right = create_decoder("pyav", SPEC, CPU, 1)
+    monkeypatch.setattr(decoder_parity, "open_decoders", lambda *_: {"pyav": right, "wrong": Wrong(fault)})
+    arguments = ["decoders", "--device", "cpu", "--results", str(tmp_path)]
+    if status:
+        with pytest.raises(SystemExit) as stop:
+            run_command(main, arguments)
+        assert stop.value.code == status
+    else:
+        assert run_command(main, arguments) == status
+    assert said in capsys.readouterr().out
+    (path,) = tmp_path.glob("parity-decoders-*.json")
+    record = json.loads(path.read_text())
+    assert record["figures"]["cases"] == 1
+    assert record["figures"]["pyav"] == {"exact": 1, "refused": 0, "wrong": 0, "false_pictures": 0}
+    assert record["figures"]["wrong"]["wrong"] == (fault == "next frame")
+    assert record["figures"]["wrong"]["false_pictures"] == (fault in ("next frame", "BGR"))
+    assert record["details"]["cases"][0]["returned"]["wrong"]["verdict"] in ("wrong", "exact", "refused")
+
+
+def test_real_videos_are_judged_by_their_looks(clips: dict[str, OddClip]) -> None:
+    """Without numbers: a frame that looks like its neighbour in time is wrong."""
+    clip = clips[known("vp9_plain")]
+    case = check_video(as_video(clip.path, "a"), {"wrong": Wrong("next frame"), "right": Wrong("none")}, 0)
+    assert case.returned["right"] == Returned(right=80)
+    assert len(case.returned["wrong"].wrong) > 70  # not the last frame, which has no next
+    assert all(got == wanted + 1 for wanted, got in case.returned["wrong"].wrong)
+
+
+def test_scores_by_every_decoder(
+    motion_data: Path, small_checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    arguments = ["decoders", "--no-odd-clips", "--device", "cpu", "--data", str(motion_data), "--limit", "3"]
+    arguments += ["--checkpoint", str(small_checkpoint), "--workers", "1", "--results", str(tmp_path)]
+    assert run_command(main, arguments) == 0
+    assert "pyav: 3 exact, 0 refused, 0 wrong of 3" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    figures = json.loads(path.read_text())["figures"]["pyav–dali-cpu"]
+    assert figures["videos"] == 3
+    assert figures["psnr_min_db"] > 30
+    assert 0 < figures["max_score_difference"] < 0.5
+    assert abs(figures["top1_change_percent"]) <= 100
+
+
+def test_compare_scores() -> None:
+    one = Scores(("a", "b", "c"), torch.tensor([[[9.0, 0]], [[0, 9.0]], [[9.0, 0]]]), torch.tensor([0, 1, 1]))
+    other = Scores(("c", "b"), torch.tensor([[[0.0, 9.0]], [[0.0, 9.0]]]), torch.tensor([1, 1]))
+    found = compare_scores(one, other)
+    assert found["videos"] == 2
+    assert found["top1_change_percent"] == 50
+    assert found["same_class_percent"] == 50
+    assert found["max_score_difference"] == pytest.approx(1 / (1 + math.exp(-9)) - 1 / (1 + math.exp(9)))
+    assert compare_scores(one, replace(other, ids=("x", "y"))) == {"videos": 0}
+
+
+def test_plans_stay_inside_the_video() -> None:
+    for count in (5, 6, 19, 20, 21, 300):
+        video = Video(SimpleNamespace(id="a", label=0), SimpleNamespace(num_frames=count, width=161, height=131))
+        plans = numbered_plans(video, 0)
+        assert {plan.frames.shape for plan in plans} == {(4, 5)}
+        assert all(0 <= plan.frames.min() <= plan.frames.max() < count for plan in plans)
+        assert {plan.flip for plan in plans} == {False, True}
+
+
+def test_psnr() -> None:
+    black = np.zeros((4, 4, 3), np.uint8)
+    assert psnr_db(black, black) == 99
+    assert psnr_db(black, black + 255) == 0
+    assert psnr_db(black, black + 51) == pytest.approx(10 * math.log10(25))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--no-odd-clips"], "nothing to compare"),
+        (["--videos", "nowhere.mp4"], "--videos nowhere.mp4: no such file"),
+        (["--checkpoint", "a.safetensors"], "--checkpoint needs labelled videos"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--device", "tpu"], "--device tpu"),
+    ],
+)
+def test_user_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(main, ["decoders", *arguments]) == 2
+    assert said in capsys.readouterr().err
