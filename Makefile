@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := $(VENV)/bin/python -m
 DATA ?= data/something-something-v2
 ARGS ?=
+NAME ?= temporal_conv
 
-.PHONY: help setup demo test lint format train-sthv2 throughput report doctor gpu-suite benchmark clean
+.PHONY: help setup demo test lint format train-sthv2 throughput report doctor gpu-suite benchmark fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,8 +54,11 @@ doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get th
 gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the same steps at toy size)
 	$(RUN) tdn_bench.gpu_suite $(ARGS)
 
-benchmark: $(STAMP)  ## the temporal modules against their naive formulation (make benchmark ARGS="--threads 1")
-	$(VENV)/bin/python benchmarks/temporal_conv.py $(ARGS)
+benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader (temporal_conv, loader, jpeg, manifest_scale)
+	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
+
+fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)
+	$(VENV)/bin/python tests/fuzz.py $(ARGS)
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
