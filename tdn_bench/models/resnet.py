@@ -52,42 +52,66 @@ class ConvBN(nn.Module):
             self.bn = nn.Identity()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a bottleneck stands: `index` counts from 0 in `stage` 2 … 5; `channels` are its inner ones."""
+
+    stage: int
+    index: int
+    c_in: int
+    channels: int
+    stride: int
+
+
 class Bottleneck(nn.Module):
     """1×1 → (temporal module) → 3×3 → 1×1, with a residual connection.
 
-    `temporal`, where given, maps (N, channels, H, W) to the same shape; it is the one place at which a
-    network of this package looks across segments inside a block (TDN paper, Fig. 2).
+    A network that looks across segments puts its module at one of three places, and nowhere else inside a block:
+    `temporal`, called between the 1×1 and the 3×3 convolution, maps (N, channels, H, W) to the same shape (TDN,
+    T-Conv, TEINet, TANet, TEA); `conv1` stands for the first 1×1 convolution (TSM, I3D); `conv2` for the 3×3
+    convolution with its stride (STM, GST, TEA). `width`: inner channels, where they are not the place's; `activated`:
+    `conv2` has applied its own ReLUs (both TEA).
     """
 
-    def __init__(self, c_in: int, channels: int, *, stride: int = 1, temporal: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        at: Place,
+        *,
+        conv1: nn.Module | None = None,
+        temporal: nn.Module | None = None,
+        conv2: nn.Module | None = None,
+        width: int | None = None,
+        activated: bool = False,
+    ) -> None:
         super().__init__()
-        c_out = channels * EXPANSION
-        self.conv1 = ConvBN(c_in, channels, 1)
+        self.activated = activated
+        c_out, width = at.channels * EXPANSION, width or at.channels
+        self.conv1 = conv1 or ConvBN(at.c_in, width, 1)
         self.temporal = temporal
-        self.conv2 = ConvBN(channels, channels, 3, stride=stride)
-        self.conv3 = ConvBN(channels, c_out, 1)
-        self.downsample = ConvBN(c_in, c_out, 1, stride=stride) if stride != 1 or c_in != c_out else None
+        self.conv2 = conv2 or ConvBN(width, width, 3, stride=at.stride)
+        self.conv3 = ConvBN(width, c_out, 1)
+        self.downsample = ConvBN(at.c_in, c_out, 1, stride=at.stride) if at.stride != 1 or at.c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         y = self.conv1(x).relu_()  # in place: neither batch norm nor convolution needs its output again
         if self.temporal is not None:
             y = self.temporal(y)
-        y = self.conv2(y).relu_()
+        y = self.conv2(y)
+        y = y if self.activated else y.relu_()
         return self.conv3(y).add_(identity).relu_()
 
 
-def make_stage(
-    config: ResNetConfig, stage: int, make_temporal: Callable[[int], nn.Module] | None = None
-) -> nn.Sequential:
-    """Build Res`stage` (2 … 5); `make_temporal(channels)` gives each of its blocks a temporal module."""
+MakeBlock = Callable[[Place], nn.Module]
+
+
+def make_stage(config: ResNetConfig, stage: int, make_block: MakeBlock = Bottleneck) -> nn.Sequential:
+    """Build Res`stage` (2 … 5), each of its blocks by `make_block`."""
     channels = config.channels(stage)
     c_in = config.width if stage == 2 else channels // 2 * EXPANSION
     blocks = []
-    for i in range(config.blocks[stage - 2]):
-        stride = 2 if i == 0 and stage > 2 else 1
-        temporal = make_temporal(channels) if make_temporal is not None else None
-        blocks.append(Bottleneck(c_in, channels, stride=stride, temporal=temporal))
+    for index in range(config.blocks[stage - 2]):
+        blocks.append(make_block(Place(stage, index, c_in, channels, 2 if index == 0 and stage > 2 else 1)))
         c_in = channels * EXPANSION
     return nn.Sequential(*blocks)
 

@@ -1,4 +1,4 @@
-"""The temporal modules of TDN: S-TDM, L-TDM and the depthwise temporal convolution.
+"""The temporal modules of TDN: S-TDM, L-TDM and the depthwise temporal convolution, and what Table 1 varies in them.
 
 Provenance: Wang et al., "TDN: Temporal Difference Networks for Efficient Action Recognition" (CVPR 2021,
 arXiv 2012.10071), Sections 3.2 and 3.3. Where the paper and the authors' released network differ, the
@@ -9,16 +9,37 @@ Shapes: B videos, T segments, L frames in a segment, C colours, N = B·T, c chan
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdn_bench.models.resnet import ConvBN, ResNetConfig, make_stage
 
+FRAMES_PER_SEGMENT = 5
+
 
 def upsample_to(x: Tensor, like: Tensor) -> Tensor:
     """Nearest-neighbour upsampling of x to the height and width of `like` (the paper says bilinear)."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+@dataclass(frozen=True)
+class ShortTermOptions:
+    """What Table 1 varies in the S-TDM; the defaults are TDN's.
+
+    `operation` (Table 1a): the consecutive differences of a segment's frames, or the frames themselves.
+    `fusion` (Table 1b): how motion H joins appearance F, H taken as it is ("addition", weighted F + H), or as a gate
+    σ(H): F⊙σ(H) ("gate"), F + F⊙σ(H) ("residual_gate"), or the same with one gate a channel, σ(mean of H over
+    H, W) ("channel_gate", "residual_channel_gate").
+    `stages` (Table 1d): motion joins after the stem (1), after Res2 too (2), or after Res3 too (3).
+    """
+
+    operation: Literal["difference", "concat"] = "difference"
+    fusion: Literal["addition", "gate", "residual_gate", "channel_gate", "residual_channel_gate"] = "addition"
+    stages: Literal[1, 2, 3] = 2
 
 
 class ShortTermDifference(nn.Module):
@@ -28,23 +49,56 @@ class ShortTermDifference(nn.Module):
     their own and a copy of Res2; both results join the RGB path as `rgb_share`·rgb + `motion_share`·motion.
     """
 
-    def __init__(self, config: ResNetConfig, num_segments: int, num_frames: int = 5) -> None:
+    def __init__(
+        self, config: ResNetConfig, num_segments: int, options: ShortTermOptions = ShortTermOptions()
+    ) -> None:
         super().__init__()
-        self.stem = ConvBN(3 * (num_frames - 1), config.width, 7, stride=2, bias=False)
-        self.res2 = make_stage(config, 2)
+        self.options = options
+        pictures = FRAMES_PER_SEGMENT - (options.operation == "difference")
+        self.stem = ConvBN(3 * pictures, config.width, 7, stride=2, bias=False)
+        self.res2 = make_stage(config, 2) if options.stages >= 2 else None
+        self.res3 = make_stage(config, 3) if options.stages >= 3 else None
         # The released networks weigh motion by 0.5 with 8 segments, by 0.25 with any other number.
         self.rgb_share, self.motion_share = (0.5, 0.5) if num_segments == 8 else (0.75, 0.25)
 
     def forward(self, segments: Tensor) -> Tensor:
         """Map (N, L, C, H, W) to the motion features (N, c, H/8, W/8)."""
-        difference = (segments[:, 1:] - segments[:, :-1]).flatten(1, 2)  # (N, (L-1)·C, H, W)
-        x = F.avg_pool2d(difference.contiguous(memory_format=torch.channels_last), 2)
+        if self.options.operation == "difference":
+            pictures = segments[:, 1:] - segments[:, :-1]  # (N, L−1, C, H, W)
+        else:
+            pictures = segments
+        x = F.avg_pool2d(pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last), 2)
         x = self.stem(x).relu_()
         return F.max_pool2d(x, 3, stride=2, padding=1)
 
     def fuse(self, rgb: Tensor, motion: Tensor) -> Tensor:
-        """Add motion, upsampled to rgb's size, to rgb (N, c, H, W)."""
-        return (self.rgb_share * rgb).add(upsample_to(motion, rgb), alpha=self.motion_share)
+        """Let motion (N, c, h, w), upsampled to rgb's size, join rgb (N, c, H, W)."""
+        fusion = self.options.fusion
+        if fusion == "addition":
+            return (self.rgb_share * rgb).add(upsample_to(motion, rgb), alpha=self.motion_share)
+        if fusion in ("channel_gate", "residual_channel_gate"):
+            gate = torch.sigmoid(motion.mean((2, 3), keepdim=True))
+        else:
+            gate = torch.sigmoid(upsample_to(motion, rgb))
+        return torch.addcmul(rgb, rgb, gate) if fusion.startswith("residual") else rgb * gate
+
+
+@dataclass(frozen=True)
+class LongTermOptions:
+    """What Table 1 varies in the L-TDM; the defaults are TDN's.
+
+    `operation` (Table 1a): the difference to a neighbouring segment, or the average with it.
+    `fusion` (Table 1c): a gate per channel and pixel ("gate"), a gate per channel, from the mean over H, W
+    ("channel_gate"), or plain addition of the expanded features ("addition").
+    `multi_scale`, `bidirectional` (Table 1c): without, the comparison alone instead of three scales, and with
+    the next segment only. `stages` (Table 1d): the stages of the backbone whose blocks have it.
+    """
+
+    operation: Literal["difference", "average"] = "difference"
+    fusion: Literal["gate", "channel_gate", "addition"] = "gate"
+    multi_scale: bool = True
+    bidirectional: bool = True
+    stages: tuple[int, ...] = (3, 4, 5)
 
 
 class LongTermDifference(nn.Module):
@@ -55,56 +109,75 @@ class LongTermDifference(nn.Module):
     pixel. The released network subtracts 0.5 from the gate, so that no motion means no change.
     """
 
-    def __init__(self, channels: int, num_segments: int, reduction: int = 16) -> None:
+    def __init__(
+        self, channels: int, num_segments: int, reduction: int = 16, options: LongTermOptions = LongTermOptions()
+    ) -> None:
         super().__init__()
         squeezed = channels // reduction
-        self.num_segments = num_segments
+        self.num_segments, self.options = num_segments, options
         self.squeeze = ConvBN(channels, squeezed, 1, bias=False)
         self.smooth = nn.Conv2d(squeezed, squeezed, 3, padding=1, groups=squeezed, bias=False)
-        self.full_scale = ConvBN(squeezed, squeezed, 3, bias=False)
-        self.half_scale = ConvBN(squeezed, squeezed, 3, bias=False)
+        self.full_scale = ConvBN(squeezed, squeezed, 3, bias=False) if options.multi_scale else None
+        self.half_scale = ConvBN(squeezed, squeezed, 3, bias=False) if options.multi_scale else None
         self.expand = ConvBN(squeezed, channels, 1, bias=False)
 
     def gate(self, difference: Tensor) -> Tensor:
-        """Map a difference (N, c/r, H, W) to a gate in (−0.5, 0.5), (N, c, H, W)."""
-        half = upsample_to(self.half_scale(F.avg_pool2d(difference, 2)), difference)
-        mean = self.full_scale(difference).add_(half).add_(difference).div_(3)
-        return torch.sigmoid(self.expand(mean)) - 0.5
+        """Map a difference (N, c/r, H, W) to a gate in (−0.5, 0.5), (N, c, H, W) or (N, c, 1, 1); with the fusion
+        "addition" to what is added."""
+        y = difference
+        if self.full_scale is not None and self.half_scale is not None:
+            half = upsample_to(self.half_scale(F.avg_pool2d(difference, 2)), difference)
+            y = self.full_scale(difference).add_(half).add_(difference).div_(3)
+        if self.options.fusion == "channel_gate":
+            y = y.mean((2, 3), keepdim=True)
+        y = self.expand(y)
+        return y if self.options.fusion == "addition" else torch.sigmoid(y) - 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, c, H, W) to the same shape, each segment compared with its two neighbours."""
         f = self.squeeze(x)
         n = f.shape[0]
-        video = (n // self.num_segments, self.num_segments, *f.shape[1:])
-        s = self.smooth(f).view(video)
-        f = f.view(video)  # (B, T, c/r, H, W)
+        s = self.smooth(f).unflatten(0, (-1, self.num_segments))
+        f = f.unflatten(0, (-1, self.num_segments))  # (B, T, c/r, H, W)
         edge = torch.zeros_like(f[:, :1])
-        forward = torch.cat((s[:, 1:] - f[:, :-1], edge), 1).flatten(0, 1)
-        backward = torch.cat((edge, s[:, :-1] - f[:, 1:]), 1).flatten(0, 1)
+        forward = torch.cat((self._compare(s[:, 1:], f[:, :-1]), edge), 1).flatten(0, 1)
+        if not self.options.bidirectional:
+            return self._fuse(x, self.gate(forward), 1.0)
+        backward = torch.cat((edge, self._compare(s[:, :-1], f[:, 1:])), 1).flatten(0, 1)
         if self.training:  # each direction has its own batch statistics, as in the released training code
             gates = self.gate(forward) + self.gate(backward)
         else:  # one call for both: the same numbers, and 39 convolutions fewer in ResNet-50
             both = self.gate(torch.cat((forward, backward)))
             gates = both[:n] + both[n:]
-        return torch.addcmul(x, x, gates, value=0.5)  # x + x·gates/2 in one pass over memory
+        return self._fuse(x, gates, 0.5)
+
+    def _compare(self, neighbour: Tensor, own: Tensor) -> Tensor:
+        return neighbour - own if self.options.operation == "difference" else (neighbour + own) / 2
+
+    def _fuse(self, x: Tensor, gates: Tensor, share: float) -> Tensor:
+        if self.options.fusion == "addition":
+            return x.add(gates, alpha=share)
+        return torch.addcmul(x, x, gates, value=share)  # x + share·x⊙gates in one pass over memory
 
 
 class TemporalConv(nn.Module):
     """Depthwise convolution over T, kernel 3, zero padding, no bias; starts as a shift (Sec. 3.4).
+
+    `shifted` channels start as copies of t+1, as many again as copies of t−1 (default: an eighth), the rest of t.
 
     Runs as a 2-D depthwise convolution with kernel (3, 1) on (B, c, T, H·W): in channels-last both the
     way there and back are views, and the vendor libraries have a fast kernel for it, which they lack for
     Conv1d over a permuted tensor (`benchmarks/temporal_conv.py` measures the two).
     """
 
-    def __init__(self, channels: int, num_segments: int) -> None:
+    def __init__(self, channels: int, num_segments: int, shifted: int | None = None) -> None:
         super().__init__()
         self.num_segments = num_segments
         weight = torch.zeros(channels, 1, 3)
-        eighth = channels // 8
-        weight[:eighth, :, 2] = 1  # takes t+1
-        weight[eighth : 2 * eighth, :, 0] = 1  # takes t−1
-        weight[2 * eighth :, :, 1] = 1
+        fold = channels // 8 if shifted is None else shifted
+        weight[:fold, :, 2] = 1  # takes t+1
+        weight[fold : 2 * fold, :, 0] = 1  # takes t−1
+        weight[2 * fold :, :, 1] = 1
         self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +192,7 @@ class TemporalConv(nn.Module):
 class TemporalDifference(nn.Sequential):
     """What a TDN bottleneck calls between its 1×1 and its 3×3 convolution: L-TDM, then temporal convolution."""
 
-    def __init__(self, channels: int, num_segments: int) -> None:
+    def __init__(self, channels: int, num_segments: int, options: LongTermOptions = LongTermOptions()) -> None:
         super().__init__()
-        self.difference = LongTermDifference(channels, num_segments)
+        self.difference = LongTermDifference(channels, num_segments, options=options)
         self.conv = TemporalConv(channels, num_segments)

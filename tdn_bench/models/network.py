@@ -1,0 +1,124 @@
+"""The one network: a 2-D ResNet over the segments of a clip. `tdn_bench.models.variants` says what goes into it.
+
+Provenance: TSN, Wang et al., arXiv 1608.00859; TDN, Wang et al., arXiv 2012.10071, Sec. 3.4.
+
+Shapes: B videos, T segments, L frames in a segment, C colours, H, W pixels, N = B·T (B·T·L with all frames).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdn_bench.models.resnet import EXPANSION, Bottleneck, ConvBN, MakeBlock, ResNetConfig, init_weights, make_stage
+from tdn_bench.models.temporal_difference import FRAMES_PER_SEGMENT, ShortTermDifference
+from tdn_bench.models.temporal_modules import SpatioTemporalMotion
+
+MIN_SIZE = 64  # Res5 is then 2×2, the smallest that the L-TDM's half scale can pool
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SegmentNetwork(nn.Module):
+    """A 2-D ResNet over the T segments of a clip, segment scores averaged.
+
+    `make_block` builds every bottleneck, and with it what looks across segments. `short_term` adds the S-TDM around
+    the stem and Res2. It reads the centre frame of each segment's L, with `all_frames` every frame. `stem` stands for
+    the usual one, `pool` comes after Res2 (I3D).
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        num_classes: int,
+        num_segments: int,
+        make_block: MakeBlock = Bottleneck,
+        *,
+        short_term: ShortTermDifference | None = None,
+        all_frames: bool = False,
+        stem: nn.Module | None = None,
+        pool: nn.Module | None = None,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.num_segments, self.all_frames = num_segments, all_frames
+        self.stem = stem or ConvBN(3, config.width, 7, stride=2)
+        self.short_term = short_term
+        self.res2 = make_stage(config, 2, make_block)
+        self.pool = pool
+        self.res3 = make_stage(config, 3, make_block)
+        self.res4 = make_stage(config, 4, make_block)
+        self.res5 = make_stage(config, 5, make_block)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.channels(5) * EXPANSION, num_classes)
+        self.apply(init_weights)
+        nn.init.normal_(self.classifier.weight, 0, 0.001)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Map a normalised clip (B, T, L, C, H, W) to logits (B, num_classes).
+
+        Raises ValueError for another T than the network's, sizes below 64, and, where more than the centre frame is
+        read, another L than 5.
+        """
+        self._check(clip)
+        segments = clip.flatten(0, 1)  # (B·T, L, C, H, W)
+        pictures = segments.flatten(0, 1) if self.all_frames else segments[:, segments.shape[1] // 2]
+        x = self.stem(pictures.contiguous(memory_format=torch.channels_last)).relu_()
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        if self.short_term is None:
+            x = self.res2(x)
+            x = x if self.pool is None else self.pool(x)
+            x = self.res3(x)
+        else:
+            motion = self.short_term(segments)
+            x = self.res2(self.short_term.fuse(x, motion))
+            if self.short_term.res2 is not None:
+                motion = self.short_term.res2(motion)
+                x = self.short_term.fuse(x, motion)
+            x = self.res3(x)
+            if self.short_term.res3 is not None:
+                x = self.short_term.fuse(x, self.short_term.res3(motion))
+        x = self.res5(self.res4(x))
+        x = self.dropout(x.mean((2, 3)))  # (N, c)
+        return self.classifier(x).unflatten(0, (clip.shape[0], -1)).mean(1)
+
+    def _check(self, clip: Tensor) -> None:
+        fixed = self.short_term is not None or self.all_frames
+        if clip.shape[1] != self.num_segments or (fixed and clip.shape[2] != FRAMES_PER_SEGMENT):
+            frames = f"{FRAMES_PER_SEGMENT} frames" if fixed else "any number of frames"
+            raise ValueError(
+                f"this network takes {self.num_segments} segments of {frames}, "
+                f"clip has shape {tuple(clip.shape)}, read as (B, T, L, C, H, W)"
+            )
+        if min(clip.shape[-2:]) < MIN_SIZE:
+            raise ValueError(f"height and width must be at least {MIN_SIZE}, not {tuple(clip.shape[-2:])}")
+
+
+class FrameClassifier(nn.Module):
+    """A network with its normalisation inside: what is trained, exported and timed.
+
+    `forward` takes the pipeline's frames as they come, uint8 (B, T, L, H, W, C), and returns float32 logits
+    (B, num_classes). Its arithmetic follows the dtype it is cast to (`.half()`, `.to(torch.bfloat16)`).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, frames: Tensor) -> Tensor:
+        clip = frames.permute(0, 1, 2, 5, 3, 4).to(self.mean.dtype)
+        return self.network((clip - self.mean).div_(self.std)).float()
+
+    def fold_batch_norm(self) -> FrameClassifier:
+        """Fold every batch norm into the convolution before it, in place (inference only)."""
+        for module in list(self.modules()):
+            if isinstance(module, (ConvBN, SpatioTemporalMotion)):
+                module.fold()
+        return self
