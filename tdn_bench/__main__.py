@@ -16,7 +16,9 @@ COMMANDS = {
     "doctor": "what this machine can run; with a data set: what is wrong with it, and what loading it costs",
     "transcode": "re-encode a data set so that clips decode faster",
     "parity": "do all video decoders return the same frames?",
-    "list": "the networks and recipes by name",
+    "complexity": "multiply-adds, parameters, activations and arithmetic intensity of any network, by stage",
+    "ablate": "train a table of networks by one recipe, and tabulate it beside the published rows",
+    "list": "the networks, recipes and tables by name",
     "gpu-suite": "check, then measure, everything a GPU machine can do (a dry run without one)",
 }
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tdn_bench.errors import UserError
+from tdn_bench.models.temporal_modules import GroupedSpatioTemporal, InflatedConvBN
 
 
 class CheckpointError(UserError):
@@ -36,7 +37,8 @@ class LoadReport:
     metadata: dict[str, object]
 
 
-# The authors' names → ours, applied in turn. Left: as in a released state dict, without `module.`.
+# The names in released state dicts (without `module.`) → ours, applied in turn: TDN's; then those of TSN and TSM as in
+# TSM's repository, and TANet's.
 _AUTHORS_NAMES = (
     (r"^(new_fc|base_model\.fc)\.", "classifier."),
     (r"^base_model\.conv1_5\.0\.", "short_term.stem.conv."),
@@ -53,13 +55,23 @@ _AUTHORS_NAMES = (
     (r"\.mse\.(conv|bn)3_smallscale4\.", r".temporal.difference.full_scale.\1."),
     (r"\.mse\.(conv|bn)3\.", r".temporal.difference.expand.\1."),
     (r"\.shift\.conv\.", ".temporal.conv."),
+    (r"^base_model\.layer1\.", "res2."),
+    (r"^base_model\.layer2\.", "res3."),
+    (r"^base_model\.layer3\.", "res4."),
+    (r"^base_model\.layer4\.", "res5."),
+    (r"\.conv1\.net\.", ".conv1."),
+    (r"\.tam\.G\.", ".temporal.kernel."),
+    (r"\.tam\.L\.", ".temporal.gate."),
+    (r"^(res\d\.\d+)\.net\.", r"\1."),
     (r"(\.\d+)\.(conv|bn)(\d)\.", r"\1.conv\3.\2."),  # a bottleneck's three convolutions
     (r"\.downsample\.0\.", ".downsample.conv."),
     (r"\.downsample\.1\.", ".downsample.bn."),
 )
 
-# torchvision's ResNet names → ours.
+# torchvision's ResNet names → ours; and Res2Net's, as its authors and timm name them, for TEA.
 _TORCHVISION_NAMES = (
+    (r"\.convs\.(\d)\.", r".conv2.convs.\1.conv."),
+    (r"\.bns\.(\d)\.", r".conv2.convs.\1.bn."),
     (r"^(conv|bn)1\.", r"stem.\1."),
     (r"^layer1\.", "res2."),
     (r"^layer2\.", "res3."),
@@ -67,6 +79,9 @@ _TORCHVISION_NAMES = (
     (r"^layer4\.", "res5."),
     *_AUTHORS_NAMES[-3:],
 )
+
+# Variants of which authors released weights, and a name that tells their files from the others'.
+_RELEASED = {"tdn": r"\.mse\.", "tsm": r"\.conv1\.net\.", "tanet": r"\.tam\.", "tsn": r"base_model\.layer1\."}
 
 
 def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, Tensor]]:
@@ -157,10 +172,11 @@ def _unused(tensors: Mapping[str, tuple[str, Tensor]], model: nn.Module, path: P
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
-    """Load the project's own safetensors or the authors' released `.pth.tar` into `model`.
+    """Load the project's own safetensors or a released `.pth.tar` (TDN, and TSN, TSM and TANet) into `model`.
 
     The authors' files may carry the `module.` prefix and either classifier name (`new_fc`, `base_model.fc`).
-    Raises CheckpointError for an unreadable file, a pickle with code in it, and missing or mis-shaped tensors.
+    Raises CheckpointError for an unreadable file, a pickle with code in it, another network's file, and missing or
+    mis-shaped tensors.
     """
     return _load(model, Path(path), keep="")
 
@@ -176,12 +192,36 @@ def load_backbone(model: nn.Module, path: str | Path) -> LoadReport:
 def _load(model: nn.Module, path: Path, keep: str) -> LoadReport:
     """Load a checkpoint; tensors whose names start with `keep` (if not empty) stay the model's."""
     state, metadata = _read(path)
-    ours = _rename(state, () if path.suffix == ".safetensors" else _AUTHORS_NAMES)
+    own = path.suffix == ".safetensors"
+    wanted = getattr(model, "variant", None)
+    found = _variant_of(str(metadata.get("model", ""))) if own else _released_variant(state)
+    if None not in (wanted, found) and wanted != found:
+        raise CheckpointError(f"{path}: is of another network: its weights are a {found}'s, this one is a {wanted}")
+    ours = _rename(state, () if own else _AUTHORS_NAMES)
+    if found in ("tsn", "tsm", "tanet") and not own:  # torchvision's backbone: its convolutions have no bias
+        _add_biases(ours, model)
     unused = _unused(ours, model, path)
     if keep:
         ours |= {name: (name, own) for name, own in model.state_dict().items() if name.startswith(keep)}
     _copy_into(model, ours, path)
     return LoadReport(unused, metadata)
+
+
+def _variant_of(name: str) -> str | None:
+    """The variant in a model's name; None without one."""
+    return name.rpartition("_resnet")[0] or None
+
+
+def _released_variant(state: Mapping[str, Tensor]) -> str | None:
+    """Whose network a released state dict is; None where its names do not tell."""
+    return next((v for v, mark in _RELEASED.items() if any(re.search(mark, name) for name in state)), None)
+
+
+def _add_biases(tensors: dict[str, tuple[str, Tensor]], model: nn.Module) -> None:
+    """Add zeros for the biases of convolutions, where a file has none."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".conv.bias") and name not in tensors:
+            tensors[name] = (name, torch.zeros_like(tensor))
 
 
 def read_metadata(path: Path) -> dict[str, object]:
@@ -218,11 +258,13 @@ def read_training_state(path: Path) -> dict[str, Any]:
 
 
 def load_imagenet(model: nn.Module, path: str | Path) -> LoadReport:
-    """Start `model` from a torchvision-named ResNet state dict: backbone, S-TDM stem and its copy of Res2.
+    """Start `model` from a torchvision-named ResNet state dict: backbone, S-TDM stem and its copies of stages.
 
-    The S-TDM's 12-channel kernel is the RGB kernel's mean over its input channels, repeated; its Res2 starts
-    as a copy. Convolution biases (absent from torchvision's networks) start at zero; the temporal modules and
-    the classifier keep their own start. Raises CheckpointError as `load_checkpoint` does.
+    The S-TDM's kernel is the RGB kernel's mean over its input channels, repeated; its stages start as copies. A kernel
+    that is inflated over time (I3D) starts as copies divided by their number; of GST's grouped convolution the spatial
+    part starts as the slice that its channels are. Convolution biases (absent from torchvision's networks) start at
+    zero; the temporal modules and the classifier keep their own start. TEA takes Res2Net's weights (26w × 4s).
+    Raises CheckpointError as `load_checkpoint` does.
     """
     path = Path(path)
     state, _ = _read(path)
@@ -232,10 +274,36 @@ def load_imagenet(model: nn.Module, path: str | Path) -> LoadReport:
         name, kernel = given["stem.conv.weight"]
         inputs = target["short_term.stem.conv.weight"].shape[1]
         given["short_term.stem.conv.weight"] = (name, kernel.mean(1, keepdim=True).repeat(1, inputs, 1, 1))
-        given |= {f"short_term.{k}": v for k, v in given.items() if k.startswith(("stem.bn.", "res2."))}
+        copies = {f"short_term.{k}": v for k, v in given.items() if k.startswith(("stem.bn.", "res2.", "res3."))}
+        given |= {k: v for k, v in copies.items() if k in target}
+    for place, module in model.named_modules():
+        if isinstance(module, InflatedConvBN) and (kernel_of := given.get(f"{place}.conv.weight")):
+            name, kernel = kernel_of
+            given[f"{place}.conv.weight"] = (name, kernel.repeat(1, module.depth, 1, 1) / module.depth)
+        elif isinstance(module, GroupedSpatioTemporal):
+            _split_for_gst(given, place, module)
     for name, tensor in target.items():
-        own_start = name.startswith("classifier.") or ".temporal." in name
-        if own_start or (name.endswith(".conv.bias") and name not in given):
-            given[name] = (name, torch.zeros_like(tensor) if not own_start else tensor)
+        own_start = name.startswith("classifier.") or bool(_OWN_START.search(name))
+        if (own_start or name.endswith(".conv.bias")) and name not in given:
+            given[name] = (name, tensor if own_start else torch.zeros_like(tensor))
     _copy_into(model, given, path)
     return LoadReport(_unused(given, model, path), {})
+
+
+# Parts of a block that no image network has.
+_OWN_START = re.compile(r"\.temporal\.|\.conv2\.(squeeze|smooth|expand|shifts)\.")
+
+
+def _split_for_gst(tensors: dict[str, tuple[str, Tensor]], place: str, module: GroupedSpatioTemporal) -> None:
+    """Give GST's two convolutions their part of a 3×3 convolution and its batch norm (as its authors do)."""
+    spatial = module.spatial.conv
+    for key in [k for k in tensors if k.startswith((f"{place}.conv.", f"{place}.bn."))]:
+        name, tensor = tensors.pop(key)
+        part, leaf = key.removeprefix(f"{place}.").split(".")
+        if part == "conv":
+            tensors[f"{place}.spatial.conv.weight"] = (name, tensor[: spatial.out_channels, : spatial.in_channels])
+        elif tensor.dim():
+            tensors[f"{place}.spatial.bn.{leaf}"] = (name, tensor[: spatial.out_channels])
+            tensors[f"{place}.temporal.bn.{leaf}"] = (name, tensor[spatial.out_channels :])
+        else:  # the count of seen batches
+            tensors |= {f"{place}.{p}.bn.{leaf}": (name, tensor) for p in ("spatial", "temporal")}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from tdn_bench.cli import run_command
 from tdn_bench.environment import cores, machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
+from tdn_bench.processes import finish as finish_process
+from tdn_bench.processes import start
 from tdn_bench.recipes import demo as demo_recipe
 from tdn_bench.record import utc_now
 from tdn_bench.report import write_report
@@ -43,22 +43,6 @@ class Demo:
     """Decoding threads and rendering processes; default: one a core."""
 
 
-def _start(module: str, flags: Sequence[str], threads: int | None = None) -> subprocess.Popen[str]:
-    """Start a command in a process of its own: its memory, threads and failures stay its own."""
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads is not None else {})
-    command = [sys.executable, "-m", module, *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def _finish(process: subprocess.Popen[str]) -> str | None:
-    """Wait for a command; return its error in one line, if any."""
-    _, err = process.communicate()
-    if process.returncode == 0:
-        return None
-    lines = [line for line in err.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}"
-
-
 def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[str, Path]:
     """Train both networks by the same recipe; return their checkpoints.
 
@@ -70,7 +54,7 @@ def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[s
     running: dict[str, subprocess.Popen[str]] = {}
 
     def finish(kind: str) -> None:
-        if (error := _finish(running.pop(kind))) is not None:
+        if (error := finish_process(running.pop(kind))) is not None:
             for other in running.values():
                 other.terminate()
             raise UserError(f"training {kind}: {error}")
@@ -79,7 +63,7 @@ def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[s
         flags = ["demo", "--name", f"demo-{kind}", "--model", f"{kind}_resnet_small", "--data", str(data)]
         flags += ["--output", str(config.output / kind), "--results", str(folder), "--epochs", str(config.epochs)]
         flags += ["--device", config.device, *(["--workers", str(workers)] if workers else [])]
-        running[kind] = _start("tdn_bench.train", flags, threads)
+        running[kind] = start("tdn_bench.train", flags, threads)
         if not side_by_side:
             finish(kind)
     for kind in list(running):
@@ -92,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Demo, args=argv, prog="tdn-bench demo")
-    start, started = time.perf_counter(), utc_now()
+    begun, started = time.perf_counter(), utc_now()
     device = pick_device(config.device)
     folder = config.results / machine_name(device) / "demo"
 
     def step(title: str) -> None:
-        print(f"\n[{time.perf_counter() - start:4.0f} s] {title}", flush=True)
+        print(f"\n[{time.perf_counter() - begun:4.0f} s] {title}", flush=True)
 
     step("synthetic motion videos")
     data = make_dataset(
@@ -120,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = []
     for title, flags in measurements.items():
         step(title)
-        error = _finish(_start("tdn_bench.throughput", [*common, *flags]))
+        error = finish_process(start("tdn_bench.throughput", [*common, *flags]))
         if error is not None:
             print(f"  left out: {error}", flush=True)
             missing.append(f"{title}: {error}")

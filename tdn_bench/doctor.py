@@ -15,11 +15,12 @@ import tyro
 from engines import ENGINES, supported_precisions, why_unavailable
 from pipelines.annotations import SPLITS
 from pipelines.manifest import Manifest
+from tdn_bench.ablate import TABLES
 from tdn_bench.cli import run_command
 from tdn_bench.environment import describe_machine, versions
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
-from tdn_bench.models import list_models
+from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.prepare import Source, SourceFlags, print_counts, print_files, print_summary
 from tdn_bench.recipes import RECIPES
 
@@ -154,11 +155,17 @@ def write_json(path: Path, page: dict[str, Any]) -> None:
 
 
 def list_main(argv: Sequence[str] | None = None) -> None:
-    """Name the networks and the recipes."""
-    print("models\n  " + "\n  ".join(list_models()))
+    """Name the networks, the recipes and the tables that `ablate` trains."""
+    print("models: <variant>_<backbone>, backbones " + ", ".join(BACKBONES))
+    for name, variant in VARIANTS.items():
+        clip = f"{variant.num_segments} × {variant.frames_per_segment} frames"
+        print(f"  {name:30s}{clip:15s}{variant.what}")
     print("recipes")
     for name, make in RECIPES.items():
         print(f"  {name:14s}{(make.__doc__ or '').splitlines()[0]}")
+    print("tables of networks (tdn-bench ablate)")
+    for name, table in TABLES.items():
+        print(f"  {name:14s}{table.what}: {', '.join(table.variants)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipelines.loader import BadClipPolicy, OnBadClip
 from pipelines.manifest import Manifest, build_manifest, default_cache
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
 from tdn_bench.errors import UserError
-from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,6 +30,14 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; use --device cpu")
     return device
+
+
+def known_variant(model: str) -> Variant:
+    """What a --model is. Raises UserError for an unknown name."""
+    try:
+        return find_variant(model)
+    except ValueError as e:
+        raise UserError(f"--model: {e}") from e
 
 
 DatasetName = Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51"]
@@ -113,7 +121,7 @@ class NetworkFlags:
     model: str | None = None
     """Network (`tdn-bench list`); default: the checkpoint's, else tdn_resnet50."""
     num_segments: int | None = None
-    """T, segments in a clip; default: the checkpoint's, else 8."""
+    """T, segments in a clip; default: the checkpoint's, else the network's (8; 32 of I3D)."""
     size: int | None = None
     """Input height and width, pixels; default: the checkpoint's, else 224."""
     crop_ratio: float | None = None
@@ -122,17 +130,21 @@ class NetworkFlags:
     def resolved(self) -> Self:
         """Fill what was left open, so that a record shows all of it."""
         notes: dict[str, Any] = read_metadata(self.checkpoint) if self.checkpoint is not None else {}
-        defaults = {"model": "tdn_resnet50", "num_segments": 8, "size": 224, "crop_ratio": 224 / 256}
+        model = self.model or str(notes.get("model", "tdn_resnet50"))
+        segments = known_variant(model).num_segments
+        defaults = {"model": model, "num_segments": segments, "size": 224, "crop_ratio": 224 / 256}
         return replace(self, **{k: notes.get(k, v) for k, v in defaults.items() if getattr(self, k) is None})
 
     def clip_spec(self) -> ClipSpec:
         """The clips of a resolved choice."""
+        assert self.model is not None
         assert self.num_segments is not None
         assert self.size is not None
         assert self.crop_ratio is not None
         if self.size < 64 or not 0 < self.crop_ratio <= 1:
             raise UserError(f"--size {self.size} must be at least 64, --crop-ratio {self.crop_ratio} in (0, 1]")
-        return ClipSpec(self.num_segments, size=self.size, crop_ratio=self.crop_ratio)
+        frames = known_variant(self.model).frames_per_segment
+        return ClipSpec(self.num_segments, frames, size=self.size, crop_ratio=self.crop_ratio)
 
     def build(self, num_classes: int, device: torch.device) -> FrameClassifier:
         """The network of a resolved choice, in eval mode; without a checkpoint its weights are fresh (seed 0)."""

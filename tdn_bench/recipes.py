@@ -25,8 +25,8 @@ class Recipe(LoaderFlags):
     """What the run is called in its record."""
     model: str = "tdn_resnet50"
     """Network; `tdn-bench list` names them."""
-    num_segments: int = 8
-    """T, segments in a clip, of 5 frames each."""
+    num_segments: int | None = None
+    """T, segments in a clip; default: the network's (8; 32 of I3D)."""
     size: int = 224
     """Height and width of the network's input, pixels (at least 64)."""
     crop_ratio: float = 224 / 256

@@ -8,13 +8,9 @@ from pathlib import Path
 
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
+from tdn_bench.published import PUBLISHED
 from tdn_bench.record import Record, latest_records
 
-# Published figures are shown beside measured ones and never mixed with them: another data set, another machine.
-PUBLISHED_MS_PER_VIDEO = (  # TDN paper, Table 5: one V100, batch 16, data loading included
-    ("TSN, 8 frames", 7.9), ("TSM, 16 frames", 16.7), ("STM, 8 frames", 11.1), ("S-TDM, 8 frames", 12.3),
-    ("L-TDM, 8 frames", 15.8), ("TDN, 8 frames", 22.1), ("I3D, 32 frames × 3 × 2", 2095.0),
-)  # fmt: skip
 LEDGER = ("read", "decode", "augment", "copy", "infer", "idle")
 
 
@@ -26,7 +22,8 @@ class Report:
     """Folder with records (*.json); the page is written there."""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -46,7 +43,7 @@ def _training(records: list[Record]) -> str:
         for r in records
     ]
     header = ["run", "network", "top-1 %", "top-5 %", "epochs", "training s", "clips/s", "waiting for data"]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _throughput(records: list[Record]) -> str:
@@ -73,7 +70,7 @@ def _throughput(records: list[Record]) -> str:
         "engine, precision, loader", "ms/video", "p50 / p90 / p99", "batches", "of it infer ms", "clips/s", "frames/s",
         "top-1 %", "difference to eager fp32 (σ)", "build s", "peak host GiB",
     ]  # fmt: skip
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _loaders(records: list[Record]) -> str:
@@ -82,7 +79,7 @@ def _loaders(records: list[Record]) -> str:
         + [f"{r.figures[f'ledger_{stage}_ms']:.2f}" for stage in LEDGER[:4]]
         for r in sorted(records, key=lambda r: -r.figures["clips_per_s"])
     ]
-    return _table(["loader", "clips/s", "ms/video", *(f"{s} ms" for s in LEDGER[:4])], rows)
+    return markdown_table(["loader", "clips/s", "ms/video", *(f"{s} ms" for s in LEDGER[:4])], rows)
 
 
 def _plot_ledger(records: list[Record], path: Path) -> None:
@@ -149,6 +146,25 @@ def _provenance(records: list[Record]) -> str:
     )
 
 
+def _published(records: list[Record]) -> str:
+    """The published rows of the networks that the records are of; Table 5's for all where one was timed."""
+    variants = {str(r.settings["model"]).rpartition("_resnet")[0] for r in records}
+    timed = any(r.kind == "throughput" for r in records)
+    rows = [r for r in PUBLISHED if (r.variant in variants and r.table in "234") or (timed and r.table == "5")]
+    cells = [
+        [
+            f"Table {r.table}",
+            f"{r.name} {r.backbone}",
+            r.frames,
+            r.data or "",
+            *("–" if v is None else f"{v:g}" for v in (r.gmacs, r.top1_percent, r.top5_percent, r.ms_per_video)),
+        ]
+        for r in rows
+    ]
+    header = ["source", "network", "frames", "data", "G mult-adds", "top-1 %", "top-5 %", "ms/video"]
+    return markdown_table(header, cells) if cells else ""
+
+
 def write_report(folder: Path, *, since: str = "", missing: Sequence[str] = ()) -> Path:
     """Write `report.md` from the newest records in `folder` (none older than `since`); `missing` lists what could
     not be measured, and why."""
@@ -178,13 +194,12 @@ def write_report(folder: Path, *, since: str = "", missing: Sequence[str] = ()) 
         parts += ["## Loader alone", "Stages are thread time; they overlap.", _loaders(loaders)]
     if missing:
         parts += ["## Not measured here", "\n".join(f"- {line}" for line in missing)]
-    if measured:
-        rows = [[name, f"{ms:g}"] for name, ms in PUBLISHED_MS_PER_VIDEO]
+    if shown := _published([*by_kind["train"], *by_kind["throughput"]]):
         parts += [
             "## Published, for reference only",
-            "TDN paper (arXiv 2012.10071), Table 5, ms/video on one V100 at 224 px, batch 16, data loading included. "
-            "Another machine, other videos, larger networks: not comparable with the rows above.",
-            _table(["network", "published ms/video"], rows),
+            "TDN paper (arXiv 2012.10071) and, of the compared networks, what it cites: other data, other training; "
+            "ms/video on one V100 at 224 px, batch 16, data loading included. Not comparable with the rows above.",
+            shown,
         ]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,7 @@ from tdn_bench.checkpoint import (
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import score
-from tdn_bench.flags import pick_device
+from tdn_bench.flags import known_variant, pick_device
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.record import Record, make_record, write_record
@@ -87,7 +87,7 @@ def parameter_groups(
     for path, module in model.named_modules():
         fresh = fresh_classifier and path.rpartition(".")[2] == "classifier"
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 norms.append(parameter)
             elif name == "bias":
                 (fresh_biases if fresh else biases).append(parameter)
@@ -183,9 +183,17 @@ def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
 
 def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
     """Train by `recipe`; its output folder gets `last` and `best.safetensors`, `last.pt`, scalars, bad_clips.jsonl."""
+    recipe = resolved(recipe)
     _check(recipe)
     with distributed(pick_device(recipe.device)) as (ranks, device):
         return _train(recipe, device, ranks, progress and ranks.is_first)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Fill what the network decides, so that a record shows it. Raises UserError for an unknown network."""
+    if recipe.num_segments is not None:
+        return recipe
+    return replace(recipe, num_segments=known_variant(recipe.model).num_segments)
 
 
 def _check(recipe: Recipe) -> None:
@@ -235,7 +243,9 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
 
     log = recipe.output / ("bad_clips.jsonl" if ranks.is_first else f"bad_clips.{ranks.rank}.jsonl")
     log.unlink(missing_ok=True)
-    spec = ClipSpec(recipe.num_segments, size=recipe.size, crop_ratio=recipe.crop_ratio, crop_scales=recipe.crop_scales)
+    assert recipe.num_segments is not None
+    frames = known_variant(recipe.model).frames_per_segment
+    spec = ClipSpec(recipe.num_segments, frames, recipe.size, recipe.crop_ratio, recipe.crop_scales)
     shared: dict[str, Any] = {
         "backend": recipe.backend,
         "device": device,
@@ -477,7 +487,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     configs = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
-    recipe = tyro.extras.overridable_config_cli(configs, args=argv, prog="tdn-bench train")
+    recipe = resolved(tyro.extras.overridable_config_cli(configs, args=argv, prog="tdn-bench train"))
     result = train(recipe)
     print(f"checkpoint: {result.checkpoint}")
     if int(os.environ.get("RANK", "0")) == 0:

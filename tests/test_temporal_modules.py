@@ -255,9 +255,11 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("name", LOCAL)
 @settings(max_examples=5, deadline=None)
 @given(st.integers(6, 12), st.data())
-def test_a_change_of_one_segment_reaches_its_near_neighbours_only(name: str, segments: int, data: st.DataObject) -> None:
+def test_a_change_of_one_segment_reaches_its_near_neighbours_only(
+    name: str, segments: int, data: st.DataObject
+) -> None:
     module = make(name, segments)
-    reach = {"I3D 5×7×7": 2, "TEINet": 2, "MTA": 3}.get(name, 1)  # MTA: three temporal convolutions, one after another
+    reach = {"I3D 5×7×7": 2, "TEINet": 2, "MTA": 3}.get(name, 1)  # MTA: three in a row
     changed = data.draw(st.integers(0, segments - 1))
     x = torch.randn(segments, C, 4, 4, dtype=torch.float64)
     y = x.clone()

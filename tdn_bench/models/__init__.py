@@ -1,6 +1,6 @@
 """Networks for clips of T segments × L frames."""
 
 from tdn_bench.models.network import FrameClassifier, SegmentNetwork
-from tdn_bench.models.variants import create_model, find_variant, list_models
+from tdn_bench.models.variants import Variant, create_model, find_variant, list_models
 
-__all__ = ["FrameClassifier", "SegmentNetwork", "create_model", "find_variant", "list_models"]
+__all__ = ["FrameClassifier", "SegmentNetwork", "Variant", "create_model", "find_variant", "list_models"]

@@ -28,6 +28,8 @@ class SegmentNetwork(nn.Module):
     the usual one, `pool` comes after Res2 (I3D).
     """
 
+    variant: str | None = None  # its name in `variants.VARIANTS`
+
     def __init__(
         self,
         config: ResNetConfig,

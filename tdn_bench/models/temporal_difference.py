@@ -49,9 +49,7 @@ class ShortTermDifference(nn.Module):
     their own and a copy of Res2; both results join the RGB path as `rgb_share`·rgb + `motion_share`·motion.
     """
 
-    def __init__(
-        self, config: ResNetConfig, num_segments: int, options: ShortTermOptions = ShortTermOptions()
-    ) -> None:
+    def __init__(self, config: ResNetConfig, num_segments: int, options: ShortTermOptions = ShortTermOptions()) -> None:
         super().__init__()
         self.options = options
         pictures = FRAMES_PER_SEGMENT - (options.operation == "difference")
@@ -63,10 +61,8 @@ class ShortTermDifference(nn.Module):
 
     def forward(self, segments: Tensor) -> Tensor:
         """Map (N, L, C, H, W) to the motion features (N, c, H/8, W/8)."""
-        if self.options.operation == "difference":
-            pictures = segments[:, 1:] - segments[:, :-1]  # (N, L−1, C, H, W)
-        else:
-            pictures = segments
+        differs = self.options.operation == "difference"
+        pictures = segments[:, 1:] - segments[:, :-1] if differs else segments  # (N, L−1 or L, C, H, W)
         x = F.avg_pool2d(pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last), 2)
         x = self.stem(x).relu_()
         return F.max_pool2d(x, 3, stride=2, padding=1)

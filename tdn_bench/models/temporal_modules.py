@@ -1,8 +1,8 @@
 """The temporal modules that TDN is compared with, one small class each.
 
 Provenance: TSM (arXiv 1811.08383), TEINet (1911.09435), STM (1908.02486), TEA (2004.01398), TAM (2005.06803), GST
-(1909.13130), I3D as the baseline of non-local networks (1711.07971). Where authors released code (TSM, TEA, TAM, GST) it
-is followed; where a class leaves something to the reader's choice, it says so.
+(1909.13130), I3D as the baseline of non-local networks (1711.07971). Where authors released code (TSM, TEA, TAM, GST)
+it is followed; where a paper leaves something open, the class says what was chosen.
 
 Shapes: B videos, T segments, N = B·T, c channels, H, W pixels. Every module maps (N, c, H, W) to the same shape, or
 to (N, c', H/stride, W/stride), and stays in channels-last: what crosses segments works on (B, T, H, W, c), a view.
@@ -231,9 +231,9 @@ class GroupedSpatioTemporal(nn.Module):
     def __init__(self, channels: int, num_segments: int, *, stride: int = 1) -> None:
         super().__init__()
         half, quarter = channels // 2, channels // 4
-        self.half = half
+        self.divide = half
         self.spatial = ConvBN(half, channels - quarter, 3, stride=stride, bias=False)
         self.temporal = InflatedConvBN(half, quarter, 3, 3, num_segments, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.spatial(x[:, : self.half]), self.temporal(x[:, self.half :])), 1)
+        return torch.cat((self.spatial(x[:, : self.divide]), self.temporal(x[:, self.divide :])), 1)

@@ -31,6 +31,8 @@ from tdn_bench.models.temporal_modules import (
     TemporalPool,
 )
 
+RELEASED_SHORT, RELEASED_LONG = ShortTermOptions(), LongTermOptions()
+
 
 def tdn(
     config: ResNetConfig,
@@ -38,8 +40,8 @@ def tdn(
     t: int,
     dropout: float,
     *,
-    short: ShortTermOptions | None = ShortTermOptions(),
-    long: LongTermOptions | None = LongTermOptions(),
+    short: ShortTermOptions | None = RELEASED_SHORT,
+    long: LongTermOptions | None = RELEASED_LONG,
 ) -> SegmentNetwork:
     """TDN: S-TDM around the stem and Res2, L-TDM and temporal convolution in Res3 … Res5 (arXiv 2012.10071, Sec. 3.4);
     without `short` or `long`, the other alone."""
@@ -68,7 +70,7 @@ def tconv(config: ResNetConfig, classes: int, t: int, dropout: float, *, all_fra
 
 
 def tsm(config: ResNetConfig, classes: int, t: int, dropout: float, *, all_frames: bool = False) -> SegmentNetwork:
-    """TSM: shift before the first convolution of every block, of every other one where Res4 has 23 (arXiv 1811.08383)."""
+    """TSM: shift before the first convolution of every block, of every other one in ResNet-101 (arXiv 1811.08383)."""
     times = t * FRAMES_PER_SEGMENT if all_frames else t
     every = 2 if config.blocks[2] >= 23 else 1
 
@@ -161,14 +163,16 @@ class Variant:
 
 
 def _ablation(
-    what: str, short: ShortTermOptions | None = ShortTermOptions(), long: LongTermOptions | None = LongTermOptions()
+    what: str, short: ShortTermOptions | None = RELEASED_SHORT, long: LongTermOptions | None = RELEASED_LONG
 ) -> Variant:
     frames = FRAMES_PER_SEGMENT if short is not None else 1
     return Variant(partial(tdn, short=short, long=long), what, frames)
 
 
 def _plus_plus(build: Callable[..., SegmentNetwork], what: str) -> Variant:
-    return Variant(partial(build, all_frames=True), f"{what}, all 8 × 5 frames through the backbone", FRAMES_PER_SEGMENT)
+    return Variant(
+        partial(build, all_frames=True), f"{what}, all 8 × 5 frames through the backbone", FRAMES_PER_SEGMENT
+    )
 
 
 VARIANTS: dict[str, Variant] = {
@@ -217,7 +221,7 @@ VARIANTS: dict[str, Variant] = {
 
 BACKBONES: dict[str, ResNetConfig] = {"resnet50": RESNET50, "resnet101": RESNET101, "resnet_small": RESNET_SMALL}
 
-_MODELS = {f"{v}_{b}": (variant, config) for v, variant in VARIANTS.items() for b, config in BACKBONES.items()}
+_MODELS = {f"{v}_{b}": (v, config) for v in VARIANTS for b, config in BACKBONES.items()}
 
 
 def list_models() -> list[str]:
@@ -231,7 +235,7 @@ def find_variant(name: str) -> Variant:
         raise ValueError(
             f"unknown model {name!r}; choose one of {', '.join(list_models()[:6])}, … (`tdn-bench list` names all)"
         )
-    return _MODELS[name][0]
+    return VARIANTS[_MODELS[name][0]]
 
 
 def create_model(
@@ -248,4 +252,7 @@ def create_model(
         raise ValueError(f"num_segments must be at least 2, not {num_segments}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    return variant.build(_MODELS[name][1], num_classes, num_segments, dropout)
+    variant_name, config = _MODELS[name]
+    network = variant.build(config, num_classes, num_segments, dropout)
+    network.variant = variant_name
+    return network
