@@ -10,10 +10,8 @@ import hashlib
 import json
 import shlex
 import statistics
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from tdn_bench.environment import cores, machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import known_variant, pick_device
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.processes import finish, start
+from tdn_bench.processes import Command
 from tdn_bench.published import PUBLISHED
 from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.record import Record, make_record, read_record, write_record
@@ -56,6 +54,10 @@ TABLES: dict[str, Table] = {
         "other temporal modules, with as many frames too",
         ("tsn", "tsn++", "tconv", "tconv++", "tsm", "tsm++", "teinet", "teinet++", "tdn"),
     ),
+    "ordering": Table(
+        "the order that the paper claims: still frames, neighbours, differences, both",
+        ("tsn", "tconv", "tsm", "tdn_s_concat_l_average", "tdn_s_concat", "tdn_l_average", "s_tdm", "l_tdm", "tdn"),
+    ),
     "networks": Table(
         "every network that the paper compares",
         ("tsn", "tconv", "tsm", "teinet", "stm", "tea", "tanet", "gst", "i3d", "s_tdm", "l_tdm", "tdn"),
@@ -71,7 +73,7 @@ class Ablate:
     """Train every network of a table by one recipe, with several seeds, and tabulate them beside the published rows.
     Run again to go on where it stopped."""
 
-    table: Literal["table1a", "table1b", "table1c", "table1d", "table1e", "table1f", "networks"]
+    table: Literal["table1a", "table1b", "table1c", "table1d", "table1e", "table1f", "ordering", "networks"]
     """Which networks (`tdn-bench list`)."""
     recipe: Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51", "demo"] = "demo"
     """How they are trained (`tdn-bench train RECIPE --help`)."""
@@ -136,34 +138,27 @@ def find_record(run: Run, folder: Path) -> Record | None:
     return done[-1] if done else None
 
 
-@contextmanager
-def _stopping(running: dict[subprocess.Popen[str], Run]) -> Iterator[None]:
-    """End what still runs when this process must end."""
-    try:
-        yield
-    finally:
-        for process in running:
-            process.terminate()
-
-
 def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | None, device: str) -> None:
     """Train what has no record yet, `parallel` at a time. Raises UserError with the first failure's reason."""
     todo = [run for run in runs if find_record(run, folder) is None]
     print(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done before", flush=True)
-    running: dict[subprocess.Popen[str], Run] = {}
-    with _stopping(running):
+    running: dict[Command, Run] = {}
+    try:
         while todo or running:
             while todo and len(running) < parallel:
                 run = todo.pop(0)
                 flags = [*run.flags, "--name", run.name, "--output", str(run.output), "--results", str(folder)]
                 flags += ["--device", device, *(["--workers", str(threads)] if threads else [])]
                 flags += ["--resume"] if (run.output / "last.pt").exists() else []
-                running[start("tdn_bench.train", flags, threads)] = run
-            for process in [p for p in running if p.poll() is not None]:
-                run = running.pop(process)
-                if (error := finish(process)) is not None:
+                running[Command("tdn_bench.train", flags, threads)] = run
+            for command in [c for c in running if not c.running]:
+                run = running.pop(command)
+                if (error := command.wait()) is not None:
                     raise UserError(f"training {run.name}: {error}; run the same command to go on")
             time.sleep(0.2)
+    finally:
+        for command in running:
+            command.stop()
 
 
 def tabulate(config: Ablate, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Any], list[Record], str]:

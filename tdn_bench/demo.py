@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from tdn_bench.cli import run_command
 from tdn_bench.environment import cores, machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
-from tdn_bench.processes import finish as finish_process
-from tdn_bench.processes import start
+from tdn_bench.processes import Command
 from tdn_bench.recipes import demo as demo_recipe
 from tdn_bench.record import utc_now
 from tdn_bench.report import write_report
@@ -51,19 +49,19 @@ def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[s
     """
     threads = max(1, cores() // 2) if side_by_side else None
     workers = config.workers or threads
-    running: dict[str, subprocess.Popen[str]] = {}
+    running: dict[str, Command] = {}
 
     def finish(kind: str) -> None:
-        if (error := finish_process(running.pop(kind))) is not None:
+        if (error := running.pop(kind).wait()) is not None:
             for other in running.values():
-                other.terminate()
+                other.stop()
             raise UserError(f"training {kind}: {error}")
 
     for kind in ("tdn", "tsn"):
         flags = ["demo", "--name", f"demo-{kind}", "--model", f"{kind}_resnet_small", "--data", str(data)]
         flags += ["--output", str(config.output / kind), "--results", str(folder), "--epochs", str(config.epochs)]
         flags += ["--device", config.device, *(["--workers", str(workers)] if workers else [])]
-        running[kind] = start("tdn_bench.train", flags, threads)
+        running[kind] = Command("tdn_bench.train", flags, threads)
         if not side_by_side:
             finish(kind)
     for kind in list(running):
@@ -104,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = []
     for title, flags in measurements.items():
         step(title)
-        error = finish_process(start("tdn_bench.throughput", [*common, *flags]))
+        error = Command("tdn_bench.throughput", [*common, *flags]).wait()
         if error is not None:
             print(f"  left out: {error}", flush=True)
             missing.append(f"{title}: {error}")

@@ -1,0 +1,114 @@
+"""`tdn-bench ablate`: what is trained, what is trained again, and the table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdn_bench import ablate
+from tdn_bench.ablate import TABLES, Ablate, Table, find_record, main, plan_runs, tabulate
+from tdn_bench.cli import run_command
+from tdn_bench.errors import UserError
+from tdn_bench.models.variants import VARIANTS
+from tdn_bench.recipes import demo
+from tdn_bench.record import Record, make_record, write_record
+
+CONFIG = Ablate(table="table1e", seeds=(0, 7))
+
+
+def finished(run: ablate.Run, top1: float, model: str) -> Record:
+    settings = {"output": str(run.output), "model": model, "num_segments": 4, "size": 64, "epochs": 3}
+    return make_record(
+        "train", run.name, figures={"top1_percent": top1, "train_s": 10.0}, samples={}, settings=settings,
+        device=torch.device("cpu"), details={"classes": ["a", "b"]},
+    )  # fmt: skip
+
+
+def test_tables_are_of_known_variants_and_hold_the_network_itself() -> None:
+    for name, table in TABLES.items():
+        assert set(table.variants) <= set(VARIANTS), name
+        assert len(set(table.variants)) == len(table.variants)
+        assert "tdn" in table.variants
+    assert {v for v in VARIANTS if v.startswith("tdn")} <= {v for t in TABLES.values() for v in t.variants}
+
+
+def test_a_runs_folder_is_named_after_all_that_decides_its_result() -> None:
+    runs = plan_runs(CONFIG, demo(), Path("somewhere"))
+    assert [(run.variant, run.seed) for run in runs] == [(v, s) for s in (0, 7) for v in TABLES["table1e"].variants]
+    again = plan_runs(replace(CONFIG, table="table1f"), demo(), Path("elsewhere"))
+    assert runs[3].output == next(run.output for run in again if run.name == "tdn-seed0")  # shared by tables
+    for other in (
+        plan_runs(replace(CONFIG, train_flags="--epochs 4"), demo(), None),
+        plan_runs(CONFIG, replace(demo(), lr=0.02), None),
+        plan_runs(replace(CONFIG, backbone="resnet50"), demo(), None),
+        plan_runs(replace(CONFIG, recipe="sthv2"), demo(), None),
+    ):
+        assert not {run.output for run in runs} & {run.output for run in other}
+    (i3d,) = (
+        run for run in plan_runs(replace(CONFIG, table="networks", seeds=(0,)), demo(), None) if "i3d" in run.name
+    )
+    assert i3d.flags[i3d.flags.index("--num-segments") + 1] == "16"  # 32 of the others' 8, as 16 of 4
+    with pytest.raises(UserError, match="unknown model 'tsn_vgg'"):
+        plan_runs(replace(CONFIG, backbone="vgg"), demo(), None)
+
+
+def test_only_the_same_runs_record_counts(tmp_path: Path) -> None:
+    run, other = plan_runs(CONFIG, demo(), None)[0], plan_runs(CONFIG, replace(demo(), lr=0.5), None)[0]
+    assert find_record(run, tmp_path) is None
+    write_record(finished(other, 1, "tsn_resnet_small"), tmp_path)
+    assert find_record(run, tmp_path) is None
+    for top1, when in ((2.0, "2026-01-01"), (3.0, "2026-01-02")):
+        record = finished(run, top1, "tsn_resnet_small")
+        write_record(replace(record, created_utc=f"{when}T00:00:00Z"), tmp_path)
+    found = find_record(run, tmp_path)
+    assert found is not None
+    assert found.figures["top1_percent"] == 3
+
+
+def test_the_table_holds_means_deviations_and_published_figures_apart(tmp_path: Path) -> None:
+    runs = plan_runs(CONFIG, demo(), None)
+    for run in runs:
+        top1 = {0: 50.0, 7: 54.0}[run.seed] if run.variant == "tdn" else 10.0
+        write_record(finished(run, top1, f"{run.variant}_resnet_small"), tmp_path)
+    figures, records, table = tabulate(CONFIG, runs, tmp_path)
+    assert len(records) == 8
+    assert figures["tdn"]["top1_percent_mean"] == 52
+    assert figures["tdn"]["top1_percent_sd"] == pytest.approx(8**0.5)  # of 50 and 54, over n − 1
+    header, _, *rows = table.splitlines()
+    assert header.split(" | ")[4:] == ["top-1 %, mean ± sd", "by seed", "published |"]
+    row = next(r for r in rows if r.startswith("| tdn |"))
+    assert "| 52.0 ± 2.8 | 50.0 54.0 | 52.3 (sthv1, resnet50, 8 × 5) |" in row
+    assert next(r for r in rows if r.startswith("| tsn |")).endswith("| 10.0 ± 0.0 | 10.0 10.0 | – |")
+
+
+def test_it_trains_what_is_missing_goes_on_where_it_stopped_and_names_what_failed(
+    motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TABLES, "table1e", Table("two of them", ("tsn", "tconv")))
+    flags = ["table1e", "--data", str(motion_data), "--seeds", "0", "--output", str(tmp_path / "runs")]
+    flags += ["--results", str(tmp_path / "results")]
+    short = "--train-flags=--epochs 1 --batch-size 4"
+    assert run_command(main, [*flags, "--train-flags=--epochs 1 --batch-size 5000"]) == 2
+    assert "training t" in (error := capfd.readouterr().err.strip().splitlines()[-1])
+    assert "5000" in error
+    assert not list((tmp_path / "results").glob("train-*"))
+    main([*flags, short])
+    assert "2 trainings, 0 of them done before" in (out := capfd.readouterr().out)
+    assert "| tsn |" in out
+    page = (tmp_path / "results" / "table1e-demo.md").read_text()
+    assert "± is the sample standard deviation" in page
+    main([*flags, short])
+    assert "2 trainings, 2 of them done before" in capfd.readouterr().out
+    for path in (tmp_path / "results").glob("train-tconv-*"):
+        path.unlink()  # as after an interruption between the last epoch and the record
+    main([*flags, short])
+    assert "2 trainings, 1 of them done before" in (out := capfd.readouterr().out)
+    assert "epoch 1/1" not in out  # nothing was trained again
+    assert len(list((tmp_path / "results").glob("ablation-table1e-demo-*.json"))) == 3
+
+
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, word in ((["--seeds", "1", "1"], "--seeds"), (["--parallel", "0"], "--parallel 0")):
+        assert run_command(main, ["table1a", *flags]) == 2
+        assert word in capsys.readouterr().err
