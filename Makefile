@@ -54,7 +54,7 @@ doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get th
 gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the same steps at toy size)
 	$(RUN) tdn_bench.gpu_suite $(ARGS)
 
-benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader (temporal_conv, loader, jpeg, manifest_scale)
+benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader (networks, temporal_conv, loader, jpeg, manifest_scale)
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
 fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -143,6 +145,8 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
     todo = [run for run in runs if find_record(run, folder) is None]
     print(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done before", flush=True)
     running: dict[Command, Run] = {}
+    # a scheduler's SIGTERM ends the trainings too: else they would go on unseen, and a second start beside them
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         while todo or running:
             while todo and len(running) < parallel:
@@ -159,6 +163,7 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
     finally:
         for command in running:
             command.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def tabulate(config: Ablate, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Any], list[Record], str]:

@@ -1,5 +1,8 @@
 """`tdn-bench ablate`: what is trained, what is trained again, and the table."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +109,21 @@ def test_it_trains_what_is_missing_goes_on_where_it_stopped_and_names_what_faile
     assert "2 trainings, 1 of them done before" in (out := capfd.readouterr().out)
     assert "epoch 1/1" not in out  # nothing was trained again
     assert len(list((tmp_path / "results").glob("ablation-table1e-demo-*.json"))) == 3
+
+
+def test_a_stop_from_outside_stops_the_trainings(motion_data: Path, tmp_path: Path) -> None:
+    flags = ["table1e", "--data", str(motion_data), "--seeds", "0", "--output", str(tmp_path), "--parallel", "1"]
+    flags += ["--results", str(tmp_path / "results"), "--train-flags=--epochs 500 --batch-size 4"]
+    command = [sys.executable, "-m", "tdn_bench.ablate", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "epoch 1/500" in line:
+                break
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        rest = process.stdout.read()  # ends when the training, which has the same pipe, has ended too
+    assert "epoch 500/500" not in rest
 
 
 def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
