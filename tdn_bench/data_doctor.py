@@ -101,10 +101,13 @@ def _duplicates(column: dict[str, np.ndarray]) -> Iterator[tuple[int, Reason]]:
     order = several[np.argsort(group[several], kind="stable")].tolist()
     for _, places in groupby(order, key=lambda i: group[i]):
         same = [int(rows[i]) for i in places]
-        leak = len({column["split"][row] for row in same}) > 1
+        first: dict[str, int] = {}  # row of each split: one file may stand in ten thousand rows
+        for row in same:
+            first.setdefault(column["split"][row], row)
+        leak = len(first) > 1
         for row in same if leak else same[1:]:
-            others = (o for o in same if not leak or column["split"][o] != column["split"][row])
-            other = next(others)
+            own = column["split"][row] if leak else None
+            other = next(o for split, o in first.items() if split != own)
             where, split = column["path"][other], column["split"][other]
             same_file = where == column["path"][row]
             reason = f"listed in {split} too" if same_file else f"the same bytes as {where} ({split})"
@@ -129,7 +132,7 @@ def only_in_reference(manifest: Manifest, reference: Manifest) -> list[str]:
 
 
 def unlisted(manifest: Manifest) -> list[str]:
-    """Videos, and folders of frames, that lie among the annotated ones and that no annotation names.
+    """Videos, and folders of frames, that lie among the manifest's and are in none of its splits (HMDB51's lists name such).
 
     Looked for below the folder that holds all annotated files, which lies within the data set's.
     """

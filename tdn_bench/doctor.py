@@ -103,7 +103,7 @@ def data_page(config: Doctor, device: torch.device) -> bool:
         print_counts([(f.kind, f.split) for f in findings])
         print_files([(f.kind, f.path, f.reason) for f in findings], config.all)
     extra = unlisted(manifest)
-    print_some("that no annotation names", extra, config.all)
+    print_some("that are in no split", extra, config.all)
     absent = only_in_reference(manifest, reference) if reference is not None else []
     print_some("that only the reference lists", absent, config.all)
 
