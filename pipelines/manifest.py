@@ -296,6 +296,8 @@ def _scan_video(path: str, facts: dict[str, Any]) -> VideoFile:
             ends = (float((p.pts + (p.duration or 0)) * p.time_base) for p in shown if p.pts is not None)
             last_s = max(ends, default=0.0)
             status = _judge(len(shown), last_s, announced_s, facts)
+            if status == OK:
+                status = _cut_short(path, facts["bytes"], container.format.name) or _damaged(packets) or OK
             if status == OK and container.format.name.startswith(("mov", "matroska")):
                 facts["rotation"] = _rotation(packets)
                 if facts["rotation"] % 180:
@@ -344,10 +346,41 @@ def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untype
     return 0.0
 
 
+def _damaged(packets) -> str | None:  # type: ignore[no-untyped-def]
+    """What the loader would refuse the file for, whatever frames a clip wants: the demuxer marks packets that are not
+    whole. The last one is where a file was cut whose header stands at its front."""
+    at = next((i for i, packet in enumerate(packets) if packet.is_corrupt), None)
+    if at is None:
+        return None
+    return f"packet {at} is damaged" if at + 1 < len(packets) else f"truncated: packet {at}, the last, is not whole"
+
+
+def _cut_short(path: str, size: int, format_name: str) -> str | None:
+    """Where a Matroska file ends before the segment in it: FFmpeg drops the frame at the cut and says nothing."""
+    if not format_name.startswith("matroska"):
+        return None
+    with open(path, "rb") as f:
+        head = f.read(256)
+    header_size, at = _ebml_size(head, 4)  # behind the header's mark, of four bytes as the segment's
+    if head[at + header_size :][:4] != b"\x18\x53\x80\x67":
+        return None
+    segment_size, at = _ebml_size(head, at + header_size + 4)
+    whole = at + segment_size
+    return f"truncated: {size} of {whole} bytes are there" if size < whole else None
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
+    """A size of an EBML element, 0 for one that the writer left open, and where its content starts."""
+    width = 9 - int.from_bytes(data[at : at + 1]).bit_length()
+    most = (1 << 7 * width) - 1  # all bits set: unknown
+    value = int.from_bytes(data[at : at + width]) & most
+    return (value if value < most else 0), at + width
+
+
 def _judge(num_frames: int, last_s: float, announced_s: float, facts: dict[str, Any]) -> str:
     if not facts["width"] or not facts["height"]:
         return "not a readable video: picture size unknown"
-    if 0 < last_s < TRUNCATED_SHARE * announced_s:
+    if (last_s > 0 or not num_frames) and last_s < TRUNCATED_SHARE * announced_s:
         return f"truncated: {last_s:.2f} s of {announced_s:.2f} s are there"
     return _too_short(num_frames) or OK
 

@@ -132,7 +132,7 @@ def only_in_reference(manifest: Manifest, reference: Manifest) -> list[str]:
 
 
 def unlisted(manifest: Manifest) -> list[str]:
-    """Videos, and folders of frames, that lie among the manifest's and are in none of its splits (HMDB51's lists name such).
+    """Videos, and folders of frames, that lie among the manifest's and are in no split (HMDB51's lists name such).
 
     Looked for below the folder that holds all annotated files, which lies within the data set's.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import wave
 from collections.abc import Callable, Iterator
@@ -106,6 +107,46 @@ def test_bad_files_say_why_in_one_line(tmp_path: Path, name: str) -> None:
         assert there < announced
         assert announced == pytest.approx(COUNT / 12, abs=0.1)
         assert found.num_frames < COUNT
+
+
+CUTS: dict[str, tuple[str, dict[str, str]]] = {
+    "cut.webm": ("libvpx-vp9", {}),
+    "cut.avi": ("mpeg4", {}),
+    "faststart.mp4": ("libx264", {"movflags": "faststart"}),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_file_without_its_last_frames_end_is_cut_short(tmp_path: Path, name: str) -> None:
+    """Nine tenths of its time are there, so only the container tells: the loader would refuse it, or never know."""
+    encoder, options = CUTS[name]
+    path = write_video(tmp_path / name, numbered_frames(COUNT, 320, 240), encoder, **options)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        last = max((p for p in container.demux(stream) if p.size), key=lambda p: p.pos)
+    path.write_bytes(path.read_bytes()[: last.pos + last.size // 2])
+    found = scan_file(str(path))
+    assert found.status.startswith("truncated: ")
+    assert found.num_frames >= 0.9 * COUNT
+
+
+def test_a_damaged_packet_is_told_by_the_scan_not_first_by_the_loader(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", numbered_frames(COUNT, 320, 240), "libx264")
+    content = path.read_bytes()
+    middle = len(content) // 2 // 188 * 188  # a transport stream is of packets of 188 bytes; one of them got lost
+    path.write_bytes(content[:middle] + content[middle + 188 :])
+    assert re.fullmatch(r"packet \d+ is damaged", scan_file(str(path)).status)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_a_cut_that_leaves_no_frame_is_a_cut(tmp_path: Path, share: float) -> None:
+    path = write_video(tmp_path / "a.webm", numbered_frames(COUNT, 320, 240))
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        first = next(p for p in container.demux(container.streams.video[0]) if p.size)
+    path.write_bytes(content[: first.pos + int(share * first.size)])
+    found = scan_file(str(path))
+    assert (found.num_frames, found.status[:11]) == (0, "truncated: ")
 
 
 def test_dropped_frames_of_divx_are_not_counted(tmp_path: Path) -> None:
