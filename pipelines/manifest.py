@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -28,6 +27,7 @@ import pyarrow.compute as pc
 from pipelines.annotations import Annotations, Sample
 from pipelines.errors import DataError
 from pipelines.jpeg import frame_files, frame_number, header_size
+from pipelines.processes import map_in_processes
 from pipelines.sampling import FRAMES_PER_SEGMENT
 
 MANIFEST_VERSION = 2
@@ -188,15 +188,15 @@ class Manifest:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             os.replace(temporary, path)
-        except OSError as e:
-            raise DataError(f"{path}: the manifest cannot be written ({e.strerror or e})") from e
+        except (OSError, UnicodeEncodeError) as e:
+            raise DataError(f"{path}: the manifest cannot be written ({getattr(e, 'strerror', None) or e})") from e
 
     @classmethod
     def open(cls, path: Path, root: Path | None = None) -> Self:
         """Map a written manifest into memory; `root` is where its videos lie now, if they have moved."""
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as e:
+        except (OSError, UnicodeEncodeError, pa.ArrowInvalid) as e:
             raise DataError(f"{path}: not a readable manifest ({str(e).splitlines()[0]}); make one by prepare") from e
         notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if notes.get("manifest_version") != str(MANIFEST_VERSION) or not table.schema.equals(_SCHEMA):
@@ -400,22 +400,47 @@ def build_manifest(
 ) -> Manifest:
     """Scan every video of `annotations`; `cache` (see `default_cache`) remembers files across runs, and what an
     interrupted run had scanned."""
+    _check_names(s.path for s in annotations.samples)
     found = _read_cache(cache) if cache is not None else {}
     todo = [s.path for s in annotations.samples if not _unchanged(s.path, found.get(s.path))]
     journal = None
     if cache is not None and todo:
-        _write_cache(cache, found)
-        journal = cache.open("a", encoding="utf-8")
+        with _cache_errors(cache):
+            _write_cache(cache, found)
+            journal = cache.open("a", encoding="utf-8")
     try:
         for path, file in _scan(list(dict.fromkeys(todo)), workers or os.cpu_count() or 1, progress):
             found[path] = file
             if journal is not None:
-                journal.write(_cache_line(path, file))
+                with _cache_errors(cache):
+                    journal.write(_cache_line(path, file))
     finally:
         if journal is not None:
-            journal.close()
+            with _cache_errors(cache):
+                journal.close()
     videos = (Video(s, found[s.path]) for s in annotations.samples)
     return Manifest.of(annotations.name, annotations.classes, videos, annotations.root)
+
+
+def _check_names(paths: Iterable[str]) -> None:
+    """Raise DataError for a path that no manifest can hold; before the scan, not after."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as e:
+            raise DataError(f"{os.fsencode(path)!r}: not UTF-8; rename the file, or the folder above it") from e
+
+
+@contextmanager
+def _cache_errors(cache: Path | None) -> Iterator[None]:
+    """Raise DataError where the cache cannot be written."""
+    try:
+        yield
+    except OSError as e:
+        raise DataError(
+            f"{cache}: what was scanned cannot be remembered there ({e.strerror}); make room, or name another folder "
+            "by the environment variable XDG_CACHE_HOME"
+        ) from e
 
 
 def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str, VideoFile]]:
@@ -426,19 +451,17 @@ def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str,
         results: Iterable[VideoFile] = map(scan_file, paths)
         yield from track(zip(paths, results, strict=True), label, len(paths), disable=not progress)
         return
-    # spawn: a fork of a process with threads (DALI, OpenMP) can deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(scan_file, paths, chunksize=16)
-        done = 0
-        try:
-            for row in track(zip(paths, results, strict=True), label, len(paths), disable=not progress):
-                yield row
-                done += 1
-        except BrokenProcessPool as e:
-            raise DataError(
-                f"{paths[done]}: a scanning process died at this file or one of the {16 * workers} after it (FFmpeg "
-                "crashed, or memory ran out); what was scanned is remembered: run again, with fewer --workers"
-            ) from e
+    results = map_in_processes(scan_file, paths, workers, chunksize=16)
+    done = 0
+    try:
+        for row in track(zip(paths, results, strict=True), label, len(paths), disable=not progress):
+            yield row
+            done += 1
+    except BrokenProcessPool as e:
+        raise DataError(
+            f"{paths[done]}: a scanning process died at this file or one of the {16 * workers} after it (FFmpeg "
+            "crashed, or memory ran out); what was scanned is remembered: run again, with fewer --workers"
+        ) from e
 
 
 def _unchanged(path: str, known: VideoFile | None) -> bool:
@@ -452,8 +475,11 @@ def _unchanged(path: str, known: VideoFile | None) -> bool:
 
 def default_cache(root: Path) -> Path:
     """Where the scan of `root` is remembered: the user's cache folder, never the data set's own."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as e:
+        raise DataError("this user has no home folder: name one for caches by the variable XDG_CACHE_HOME") from e
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return base / "tdn_bench" / f"{root.resolve().name}-{key}.jsonl"
 
 

@@ -17,10 +17,8 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +28,7 @@ from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER, class_name
 from pipelines.errors import DataError
+from pipelines.processes import map_in_processes
 
 TEMPLATES = (
     "Moving [something] away from the camera",
@@ -359,11 +358,9 @@ def make_dataset(
     splits = {"train": range(train), "validation": range(VALIDATION_START, VALIDATION_START + validation)}
     missing = [i for indices in splits.values() for i in indices if not (folder / f"{i}.webm").exists()]
     write = partial(_write_clip, folder, seed)
-    # Spawned, not forked: the caller may hold threads or a GPU.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = pool.map(write, missing, chunksize=4)
-        for _ in track(done, "Rendering clips", total=len(missing), disable=not progress):
-            pass
+    done = map_in_processes(write, missing, workers, chunksize=4)
+    for _ in track(done, "Rendering clips", total=len(missing), disable=not progress):
+        pass
     for name, indices in splits.items():
         lines = ",\n".join(_annotation(seed, index) for index in indices)
         _replace(root / "labels" / f"{name}.json", f"[\n{lines}\n]\n".encode())

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
@@ -27,6 +25,7 @@ from pipelines.annotations import VIDEO_SUFFIXES
 from pipelines.cpu import decode_strictly
 from pipelines.errors import DataError
 from pipelines.manifest import OK, VideoFile, scan_file, video_packets
+from pipelines.processes import map_in_processes
 from tdn_bench.cli import run_command
 from tdn_bench.environment import cores
 from tdn_bench.errors import UserError
@@ -364,10 +363,7 @@ def _run(jobs: list[tuple[Path, Path]], encoding: Encoding, workers: int) -> Ite
     if min(workers, len(jobs)) <= 1:
         yield from track(map(work, jobs), label, len(jobs), disable=quiet)
         return
-    # spawn: a fork of a process with threads can deadlock
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        yield from track(pool.map(work, jobs), label, len(jobs), disable=quiet)
+    yield from track(map_in_processes(work, jobs, min(workers, len(jobs))), label, len(jobs), disable=quiet)
 
 
 def _claim(config: Transcode, encoding: Encoding) -> None:

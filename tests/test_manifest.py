@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import manifest as module
+from pipelines import processes
 from pipelines.annotations import Annotations, Sample, read_something_something
 from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Video, build_manifest, default_cache, scan_file
@@ -237,6 +238,34 @@ def test_default_cache_lies_in_the_users_cache_folder(tmp_path: Path) -> None:
     assert one == default_cache(tmp_path / "a" / "." / "set")
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"file/files\.jsonl: what was scanned .* by .*XDG_CACHE_HOME"):
+        build_manifest(annotate([write_video(tmp_path / "a.webm", FRAMES)]), cache=tmp_path / "file" / "files.jsonl")
+
+
+def test_whoever_has_no_home_folder_is_asked_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DataError, match="XDG_CACHE_HOME"):
+        default_cache(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_told_before_the_scan(tmp_path: Path, scanned: list[str]) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert default_cache(folder).parent == default_cache(tmp_path).parent
+    with pytest.raises(DataError, match=r"caf\\xe9/a\.webm': not UTF-8; rename"):
+        build_manifest(annotate([folder / "a.webm"]))
+    assert not scanned
+    with pytest.raises(DataError, match="cannot be written"):
+        Manifest.of("a", ("x",), []).write(folder / "a.arrow")
+    with pytest.raises(DataError, match="not a readable manifest"):
+        Manifest.open(folder / "a.arrow")
+
+
 def test_digest_follows_the_data(tmp_path: Path) -> None:
     paths = [write_video(tmp_path / "here" / f"{i}.webm", FRAMES[: 8 + i]) for i in range(2)]
     original = build_manifest(annotate(paths))
@@ -448,6 +477,8 @@ class DyingPool:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def shutdown(self, **_: object) -> None: ...
+
     def map(self, scan: Callable[[str], module.VideoFile], paths: list[str], chunksize: int) -> Iterator[object]:
         yield from map(scan, paths[:3])
         raise BrokenProcessPool
@@ -459,7 +490,7 @@ def test_a_scanning_process_that_dies_is_one_line_and_loses_nothing(
     paths = [tmp_path / f"{i}.webm" for i in range(64)]
     for path in paths[:4]:
         path.write_bytes(b"no video")
-    monkeypatch.setattr(module, "ProcessPoolExecutor", DyingPool)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", DyingPool)
     with pytest.raises(DataError, match=r"3\.webm: a scanning process died at this file or one of the 32 after it"):
         build_manifest(annotate(paths), cache=tmp_path / "files.jsonl", workers=2)
     assert len((tmp_path / "files.jsonl").read_text().splitlines()) == 1 + 3
