@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
@@ -356,6 +357,29 @@ def _work(job: tuple[Path, Path], encoding: Encoding) -> Transcoded | str:
         return str(e)
 
 
+def _files(root: Path) -> list[Path]:
+    """All files below a folder, and below those that links in it lead to, sorted. Each folder counts once, by its own
+    name if it has one below, and a link to a folder above is no way down. Raises UserError where one cannot be listed:
+    no video is lost in silence."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable") from error
+
+    def is_detour(path: Path) -> bool:
+        target = path.resolve()
+        return path.is_symlink() and (target.is_relative_to(home) or home.is_relative_to(target))
+
+    home, found, seen = root.resolve(), list[Path](), set[Path]()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        if (real := Path(folder).resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_detour(Path(folder, name)))
+        found += [Path(folder, name) for name in names]
+    return sorted(found)
+
+
 def _run(jobs: list[tuple[Path, Path]], encoding: Encoding, workers: int) -> Iterator[Transcoded | str]:
     from rich.progress import track
 
@@ -363,7 +387,16 @@ def _run(jobs: list[tuple[Path, Path]], encoding: Encoding, workers: int) -> Ite
     if min(workers, len(jobs)) <= 1:
         yield from track(map(work, jobs), label, len(jobs), disable=quiet)
         return
-    yield from track(map_in_processes(work, jobs, min(workers, len(jobs))), label, len(jobs), disable=quiet)
+    done = 0
+    try:
+        for result in track(map_in_processes(work, jobs, min(workers, len(jobs))), label, len(jobs), disable=quiet):
+            yield result
+            done += 1
+    except BrokenProcessPool as e:
+        raise UserError(
+            f"{jobs[done][0]}: an encoding process died at this video or one of the {workers} after it (FFmpeg "
+            "crashed, or memory ran out); what was encoded is kept: run again, with fewer --workers"
+        ) from e
 
 
 def _claim(config: Transcode, encoding: Encoding) -> None:
@@ -392,7 +425,7 @@ def _is_done(source: Path, target: Path) -> bool:
 
 def _copy_labels(root: Path, out: Path, files: Iterable[Path]) -> int:
     """Copy label files that are new or changed; returns how many label files there are."""
-    labels = [f for f in files if f.suffix.lower() in LABEL_SUFFIXES and f.stat().st_size < LABEL_BYTES]
+    labels = [f for f in files if f.suffix.lower() in LABEL_SUFFIXES and f.is_file() and f.stat().st_size < LABEL_BYTES]
     labels = [f for f in labels if f != root / STAMP]
     for file in labels:
         target = out / file.relative_to(root)
@@ -417,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if root.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"--out {out}: must lie outside of --data-root {root}, and not around it")
 
-    files = sorted(Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    files = _files(root)
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES][: config.limit]
     if not videos:
         raise UserError(f"--data-root {root}: holds no videos ({' '.join(sorted(VIDEO_SUFFIXES))})")

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pipelines.annotations import read_something_something
 from pipelines.errors import DataError
 from pipelines.manifest import OK, scan_file
+from tdn_bench import transcode as module
 from tdn_bench.errors import UserError
 from tdn_bench.transcode import STAMP, Encoding, main, transcode_file
 
@@ -336,6 +338,36 @@ def test_the_command_can_rename_and_limit(tmp_path: Path) -> None:
     root, out = make_set(tmp_path / "in"), tmp_path / "out"
     main(["--data-root", str(root), "--out", str(out), "--no-keep-names", "--limit", "1", "--workers", "1"])
     assert [f.name for f in (out / "videos").rglob("*") if f.is_file()] == ["1.mp4"]
+
+
+def test_links_lead_to_every_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make_set(tmp_path / "in"), tmp_path / "out"
+    (root / "videos/up").symlink_to(tmp_path, target_is_directory=True)
+    (root / "all").symlink_to(root / "videos", target_is_directory=True)
+    elsewhere = write_video(tmp_path / "disk2" / "3.webm", numbered_frames(8, 64, 48))
+    (root / "videos/three").symlink_to(elsewhere.parent, target_is_directory=True)
+    (root / "labels/gone.txt").symlink_to(tmp_path / "gone.txt")
+    main(["--data-root", str(root), "--out", str(out), "--workers", "1"])
+    assert "3 videos, 0 of them done before; 1 label files" in capsys.readouterr().out
+    assert sorted(str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()) == [
+        "labels/list.txt",
+        STAMP,
+        "videos/one/1.webm",
+        "videos/three/3.webm",
+        "videos/two/2.AVI",
+    ]
+
+
+def test_an_encoding_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(work: Callable[[object], object], jobs: Sequence[object], workers: int) -> Iterator[object]:
+        yield work(jobs[0])
+        raise BrokenProcessPool
+
+    root, out = make_set(tmp_path / "in"), tmp_path / "out"
+    monkeypatch.setattr(module, "map_in_processes", dies)
+    with pytest.raises(UserError, match=r"2\.AVI: an encoding process died at this video or one of the 2 after it"):
+        main(["--data-root", str(root), "--out", str(out), "--workers", "2"])
+    assert [f.name for f in (out / "videos").rglob("*") if f.is_file()] == ["1.webm"]
 
 
 @pytest.mark.parametrize(
