@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -100,6 +100,12 @@ class BadClips:
         """Note that stand-ins were drawn."""
         with self._lock:
             self.stand_ins += count
+
+    def join(self, others: Mapping[str, str]) -> None:
+        """Count what other processes found (path → reason) in their parts of the split. Raises as `check_share`."""
+        with self._lock:
+            self.reasons.update((path, reason) for path, reason in others.items() if path not in self.reasons)
+        self.check_share()
 
     def check_share(self) -> None:
         """Raise DataError where too many videos are bad."""

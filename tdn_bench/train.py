@@ -270,9 +270,11 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         for number in range(len(history), recipe.epochs):
             epoch, seconds = _train_epoch(step, training, number, progress)
             train_s += seconds
+            training.bad_clips.join(_reasons(training, ranks))
             last = number + 1 == recipe.epochs
             if last or (number + 1) % recipe.evaluate_every == 0:
                 scores = validate(classifier, validation, ranks, precision)
+                validation.bad_clips.join(_reasons(validation, ranks))
                 epoch = Epoch(**(asdict(epoch) | {"top1": scores.top(1), "top5": scores.top(5)}))
             history.append(epoch)
             if not ranks.is_first:

@@ -291,7 +291,8 @@ def test_more_than_the_share_of_bad_clips_ends_the_run(training: bool) -> None:
 
 
 def test_all_clips_bad_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"^none of 3 videos could be decoded, first /v0: is bad$"):
+    # two batches are decoded at once: either may be first
+    with pytest.raises(DataError, match=r"^none of 3 videos could be decoded, first /v[02]: is bad$"):
         list(painted(3, 2, Painter(bad=["v0", "v1", "v2"]), policy=ANY_SHARE).epoch())
     with pytest.raises(DataError, match="stand-ins in a row"):
         list(painted(3, 2, Painter(bad=["v0", "v1", "v2"]), policy=ANY_SHARE, flipped_labels=FLIPPED).epoch())

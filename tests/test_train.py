@@ -310,17 +310,29 @@ def test_bad_clips_get_stand_ins_in_training_and_none_in_validation(motion_data,
         train(replace(recipe, on_bad_clip="error"), progress=False)
 
 
+def two_processes(manifest, *flags):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tdn_bench.train", "demo", "--manifest", str(manifest), "--data", str(manifest.parent / "set")]
+    command += ["--epochs", "1", "--batch-size", "4", "--model", "tsn_resnet_small", "--workers", "1"]
+    return subprocess.run(
+        [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_share_of_bad_clips_is_that_of_all_processes(motion_data, tmp_path):
+    places = epoch_order(16, seed=0, epoch=0, shuffle=True)[:2].tolist()  # one for each process
+    path, _ = spoiled(motion_data, tmp_path, places, [])
+    done = two_processes(path, "--output", str(tmp_path), "--max-bad-share", "0.1")
+    assert done.returncode != 0
+    assert "error: 2 of 16 videos (12.5%) cannot be used, more than --max-bad-share 0.1 allows" in done.stderr
+
+
 def test_two_processes_share_a_run_and_bad_clips_do_not_stall_it(motion_data, tmp_path):
     # the second process visits every other place: its whole first batch is bad
     places = epoch_order(16, seed=0, epoch=0, shuffle=True)[1:4:2].tolist()
     path, manifest = spoiled(motion_data, tmp_path, places, [1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tdn_bench.train", "demo", "--manifest", str(path), "--output", str(tmp_path), "--epochs", "1"]
-    command += ["--batch-size", "4", "--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, "--data", str(tmp_path / "set"), "--max-bad-share", "1"],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = two_processes(path, "--output", str(tmp_path), "--max-bad-share", "1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 1/1") == 1
     (path,) = tmp_path.glob("train-demo-*.json")  # one record, of all processes
