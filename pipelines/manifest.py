@@ -259,6 +259,8 @@ def _scan_frames(path: str, facts: dict[str, Any]) -> VideoFile:
         return VideoFile(**facts, status=str(e))
     facts["width"], facts["height"] = sizes[0]
     numbers = [frame_number(os.path.basename(file)) for file in files]
+    if twice := [a for a, b in pairwise(numbers) if a == b]:
+        return VideoFile(**facts, status=f"frame {twice[0]} is there twice")
     gaps = [a + 1 for a, b in pairwise(numbers) if b != a + 1]
     if numbers[0] not in (0, 1) or gaps:
         return VideoFile(**facts, status=f"frame {gaps[0] if gaps else 1} is missing")

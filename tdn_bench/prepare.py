@@ -28,6 +28,7 @@ KINDS = {  # what the status of a file that cannot be used says; other statuses:
     "too short": r"^\d+ frames, fewer",
     "no video": r"^audio only|^holds no ",
     "frame missing": r"^frame \d+ is missing",
+    "frame twice": r"^frame \d+ is there twice",
     "mixed sizes": r" is \d+×\d+, not \d+×\d+$",
 }
 

@@ -150,10 +150,12 @@ def test_every_kind_of_bad_file_is_told_apart(tmp_path):
     os.truncate(torn / "00003.jpg", (torn / "00003.jpg").stat().st_size // 2)
     (torn / "00003.jpg").write_bytes((torn / "00003.jpg").read_bytes().replace(b"\xff\xd9", b""))
     (tmp_path / "void").mkdir()
+    twice = write_jpegs(tmp_path / "twice", range(1, 7))
+    shutil.copy(twice / "00003.jpg", twice / "3.jpg")
     expected = {
         "nothing": "missing", "empty.webm": "empty", "cut.webm": "truncated", "text.webm": "unreadable",
         "sound.wav": "no video", "short.webm": "too short", "gap": "frame missing", "mixed": "mixed sizes",
-        "torn": "truncated", "void": "no video",
+        "torn": "truncated", "void": "no video", "twice": "frame twice",
     }  # fmt: skip
     assert {name: of(tmp_path / name) for name in expected} == expected
 
