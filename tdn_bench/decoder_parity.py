@@ -30,7 +30,7 @@ from pipelines.sampling import random_frame_indices
 from tdn_bench.environment import cores
 from tdn_bench.errors import UserError
 from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
-from tdn_bench.record import make_record, write_record
+from tdn_bench.record import check_folder, make_record, write_record
 from tdn_bench.scores import Scores
 
 if TYPE_CHECKING:
@@ -392,6 +392,8 @@ def _only(scores: Scores, ids: Sequence[str]) -> Scores:
 def run(config: Decoders) -> None:
     """Compare and print. Ends with SystemExit(1) where a backend returned a wrong frame or false pictures."""
     device = pick_device(config.device)
+    if config.results is not None:
+        check_folder("--results", config.results)
     manifest, drawn = _open_data(config)
     decoders = open_decoders(SPEC, device, config.workers or cores())
     cases: list[Case] = []

@@ -16,7 +16,7 @@ from pipelines.manifest import Manifest
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.flags import LoaderFlags, NetworkFlags, pick_device
-from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.record import Record, check_folder, make_record, write_record
 from tdn_bench.scores import Scores, check_target, print_per_class
 
 # The paper's: clips, crops, size in pixels (None: the checkpoint's).
@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--checkpoint is missing: name the weights to evaluate")
     if config.scores is not None:
         check_target(config.scores)
+    if config.results is not None:
+        check_folder("--results", config.results)
     config = config.resolved()
     device, spec = pick_device(config.device), config.clip_spec()
     manifest = config.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -76,24 +77,38 @@ def _command() -> list[str]:
     return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
-def write_record(record: Record, folder: Path) -> Path:
-    """Write `<kind>-<name>-<time>.json` below `folder`, whole or not at all; no record is ever overwritten."""
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise UserError where a command could not leave its results: to be known before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise UserError(f"{folder}: cannot hold records ({e.strerror})") from e
+        raise UserError(f"{flag} {folder}: cannot be written ({e.strerror})") from e
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write `<kind>-<name>-<time>.json` below `folder`, whole or not at all; no record is ever overwritten."""
     stamp = record.created_utc.replace("-", "").replace(":", "")
     text = json.dumps(asdict(record), indent=1, default=str, ensure_ascii=False) + "\n"
     temporary = folder / f".{record.kind}-{os.getpid()}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    for number in range(1000):
-        path = folder / f"{record.kind}-{record.name}-{stamp}{f'-{number}' if number else ''}.json"
-        try:
-            os.link(temporary, path)  # unlike rename, fails where the name is taken
-        except FileExistsError:
-            continue
-        temporary.unlink()
-        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        for number in range(1000):
+            path = folder / f"{record.kind}-{record.name}-{stamp}{f'-{number}' if number else ''}.json"
+            try:
+                os.link(temporary, path)  # unlike rename, fails where the name is taken
+            except FileExistsError:
+                continue
+            except OSError:  # a file system without links
+                if path.exists():
+                    continue
+                os.replace(temporary, path)
+                return path
+            temporary.unlink()
+            return path
+    except OSError as e:
+        raise UserError(f"{folder}: cannot hold records ({e.strerror})") from e
     raise AssertionError("a thousand records of one name in one second")
 
 

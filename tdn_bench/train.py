@@ -35,7 +35,7 @@ from tdn_bench.evaluate import score
 from tdn_bench.flags import known_variant, pick_device
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import RECIPES, Recipe
-from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.record import Record, check_folder, make_record, write_record
 from tdn_bench.scores import Scores
 
 if TYPE_CHECKING:
@@ -202,10 +202,9 @@ def _check(recipe: Recipe) -> None:
     starts = [flag for flag in ("init", "checkpoint", "finetune") if getattr(recipe, flag) is not None]
     if len(starts) > 1:
         raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
-    try:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--output {recipe.output}: cannot be made ({e.strerror})") from e
+    check_folder("--output", recipe.output)
+    if recipe.results is not None:
+        check_folder("--results", recipe.results)
     for flag in ("batch_size", "epochs", "evaluate_every"):
         if getattr(recipe, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} {getattr(recipe, flag)}: must be at least 1")

@@ -98,6 +98,13 @@ def test_the_command(small_checkpoint, motion_data, tmp_path, capsys):
     assert "--subset test" in capsys.readouterr().err
 
 
+def test_results_that_could_not_be_kept_are_refused_before_anything_is_read(small_checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    flags = ["--checkpoint", str(small_checkpoint), "--data", str(tmp_path / "no such data")]
+    assert run_command(main, [*flags, "--results", str(tmp_path / "file" / "records")]) == 2
+    assert f"error: --results {tmp_path / 'file' / 'records'}: cannot be written" in capsys.readouterr().err
+
+
 def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_checkpoint, motion_data, tmp_path, capsys):
     videos = list(DataFlags(data=motion_data).open(progress=False).split("validation"))[:3]
     manifest = Manifest.of("three", tuple("abcdefgh"), videos)

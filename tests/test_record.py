@@ -1,5 +1,6 @@
 """Records: written whole, never overwritten, read back; and the page made of them."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -30,6 +31,23 @@ def test_round_trip_and_what_it_was_run_on(tmp_path):
     assert read.machine["name"] == describe_machine(torch.device("cpu"))["name"]
     assert read.commit == commit()
     assert read.command
+
+
+def test_file_systems_without_links_hold_records_too(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    same = record()
+    paths = {write_record(replace(same, figures={"n": i}), tmp_path) for i in range(3)}
+    assert sorted(read_record(p).figures["n"] for p in paths) == [0, 1, 2]
+    assert set(tmp_path.iterdir()) == paths
+
+
+def test_a_folder_that_takes_no_file_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_text", lambda *_, **__: (tmp_path / "no" / "such").touch())
+    with pytest.raises(UserError, match=r"cannot hold records \(No such file or directory\)"):
+        write_record(record(), tmp_path)
 
 
 def test_records_of_one_second_do_not_overwrite_each_other(tmp_path):
