@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+SCAN_LIMIT = timedelta(days=7)
 MAX_REASONS = 100  # bad clips that a record names; the log in the output folder names all
 
 
@@ -303,12 +305,16 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
 
 def _open(recipe: Recipe, ranks: Ranks, progress: bool) -> Manifest:
     """The data set; one process of each machine scans its files, the others find them in its cache."""
-    scans = ranks.world_size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    if ranks.world_size == 1:
+        return recipe.open(progress)
+    # A group of its own: others give up after ten minutes (NCCL), and reading all of Kinetics may take hours.
+    waiting = dist.new_group(backend="gloo", timeout=SCAN_LIMIT)
+    scans = os.environ.get("LOCAL_RANK", "0") == "0"
     if not scans:
-        dist.barrier()
+        dist.barrier(waiting)
     manifest = recipe.open(progress)
-    if scans and ranks.world_size > 1:
-        dist.barrier()
+    if scans:
+        dist.barrier(waiting)
     return manifest
 
 

@@ -6,15 +6,18 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from pipelines.errors import DataError
 from pipelines.plan import epoch_order
+from tdn_bench import train as module
 from tdn_bench.checkpoint import CheckpointError, read_metadata, read_training_state, save_checkpoint
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
@@ -318,6 +321,20 @@ def two_processes(manifest, *flags):
         [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_scan_may_take_hours(motion_data, tmp_path, monkeypatch, rank):
+    """torch's groups give up after 10 minutes (NCCL) or 30 (gloo): the wait for the scan must not be one of theirs."""
+    calls = []
+    monkeypatch.setattr(dist, "new_group", lambda **options: options)
+    monkeypatch.setattr(dist, "barrier", lambda group=None: calls.append(group))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    manifest = module._open(tiny(motion_data, tmp_path), module.Ranks(rank, 2), False)
+    assert len(manifest.videos) == 24
+    (group,) = calls
+    assert group["backend"] == "gloo"
+    assert group["timeout"] > timedelta(days=1)
 
 
 def test_the_share_of_bad_clips_is_that_of_all_processes(motion_data, tmp_path):
