@@ -146,13 +146,11 @@ class ClipLoader:
         policy: BadClipPolicy = BadClipPolicy(),
     ) -> None:
         workers = workers or os.cpu_count() or 1
-        if prefetch is None:
-            prefetch = 1 + max(1, -(-workers // max(batch_size, 1)))
-        if min(batch_size, prefetch) < 1:
+        if batch_size < 1 or (prefetch is not None and prefetch < 1):
             raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size
         self.flipped_labels, self.seed = flipped_labels, seed
-        self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
+        self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         if not videos:
             raise DataError("the split lists no video: its annotation file is missing; name another split or file")
@@ -174,6 +172,10 @@ class ClipLoader:
                 f"of {batch_size}; use a smaller --batch-size"
             )
         self.decoder = create_decoder(backend, spec, self.device, workers, policy.verify_checksums)
+        # More than one in hand and one in work is of no use to a decoder that takes one at a time, and of thirty views
+        # a batch is large.
+        at_once = -(-workers // batch_size) if self.decoder.concurrent else 1
+        self.prefetch = 1 + at_once if prefetch is None else prefetch
 
     @property
     def training(self) -> bool:

@@ -192,6 +192,13 @@ def test_several_passes_are_one_long_epoch() -> None:
     assert [len(batch) for batch in batches] == [2] * 7 + [1]
 
 
+@pytest.mark.parametrize(("concurrent", "batch_size", "prefetch"), [(True, 1, 17), (True, 16, 2), (False, 1, 2)])
+def test_no_more_is_decoded_ahead_than_keeps_the_workers_busy(concurrent: bool, batch_size: int, prefetch: int) -> None:
+    painter = Painter()
+    painter.concurrent = concurrent
+    assert painted(40, batch_size, painter, workers=16).prefetch == prefetch
+
+
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
