@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +307,8 @@ def _assemble(
                 f"{e.where}: video {e.id} ({e.split}) is already listed at {other.where} ({other.split}); "
                 "list it once, in one split"
             )
-    wanted = {stem: e.id for e in entries for stem in (*e.aliases, e.id)}
+    uses = Counter(alias for e in entries for alias in e.aliases)  # one that is several videos' tells none of them
+    wanted = {alias: e.id for e in entries for alias in e.aliases if uses[alias] == 1} | {e.id: e.id for e in entries}
     found = _find_videos(folders, wanted, deep)
     # A missing file is expected beside its class's others, however this copy names and nests its folders.
     homes = {(e.split, e.label): os.path.dirname(found[e.id]) for e in entries if e.id in found}
@@ -326,10 +328,12 @@ def _find_videos(folders: Iterable[Path], wanted: Mapping[str, str], deep: bool)
     """The path of each id whose file, or else folder of frames, lies in `folders` or (`deep`) anywhere below.
 
     `wanted` gives the id that a file name without suffix stands for. Each folder is listed once, in sorted order;
-    of two files of one id the first counts. Kinetics' `replacement/` thus precedes the broken files in `train/`.
+    of two files of one id the one that bears it counts (a copy may keep the whole video beside the clip cut from it),
+    else the first. Kinetics' `replacement/` thus precedes the broken files in `train/`.
     """
     videos: dict[str, str] = {}
     frames: dict[str, str] = {}
+    otherwise_named: dict[str, str] = {}
     seen = set()
 
     def walk(folder: str) -> None:
@@ -345,7 +349,7 @@ def _find_videos(folders: Iterable[Path], wanted: Mapping[str, str], deep: bool)
         for item in items:
             stem, suffix = os.path.splitext(item.name)
             if suffix.lower() in VIDEO_SUFFIXES and stem in wanted:
-                videos.setdefault(wanted[stem], item.path)
+                (videos if wanted[stem] == stem else otherwise_named).setdefault(wanted[stem], item.path)
             elif item.name in wanted and item.is_dir():  # not descended into: it holds but pictures
                 frames.setdefault(wanted[item.name], item.path)
             elif deep and item.is_dir():
@@ -353,7 +357,7 @@ def _find_videos(folders: Iterable[Path], wanted: Mapping[str, str], deep: bool)
 
     for folder in folders:
         walk(str(folder.absolute()))
-    return frames | videos
+    return frames | otherwise_named | videos
 
 
 def _check_root(root: Path, advice: str = "") -> None:

@@ -429,6 +429,19 @@ def test_kinetics_doubles_and_missing_files(tmp_path: Path) -> None:
     ]
 
 
+def test_kinetics_clip_is_taken_not_the_whole_video_beside_it(tmp_path: Path) -> None:
+    video, clip = "R6llTwEh07w.mp4", f"{STEMS[0]}.mp4"
+    write(tmp_path, KINETICS | {f"train/{video}": "", f"train/{clip}": ""})
+    assert paths(read_kinetics400(tmp_path))[0] == f"train/{clip}"
+    (tmp_path / "train" / clip).unlink()
+    assert paths(read_kinetics400(tmp_path))[0] == f"train/{video}"
+    # of two clips of one video nobody knows which one such a file is
+    more = KINETICS["kinetics-400_train.csv"] + "abseiling,R6llTwEh07w,30,40,train,0\n"
+    write(tmp_path, {"kinetics-400_train.csv": more})
+    expected = ("R6llTwEh07w_000000_000010.mp4", "R6llTwEh07w_000030_000040.mp4")
+    assert {Path(p).name for p in paths(read_kinetics400(tmp_path))} >= set(expected)
+
+
 def test_kinetics_test_labels_where_a_release_has_them(tmp_path: Path) -> None:
     test = f"{HEAD}\nabseiling,--6bJUbfpnQ,17,27,test\n,AAAAAAAAAAA,17,27,test\n"
     annotations = read_kinetics400(write(tmp_path, KINETICS | {"kinetics-400_test.csv": test}))
