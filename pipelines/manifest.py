@@ -30,7 +30,7 @@ from pipelines.jpeg import frame_files, frame_number, header_size
 from pipelines.processes import map_in_processes
 from pipelines.sampling import FRAMES_PER_SEGMENT
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 OK = "ok"
 JPEG_FRAMES = "jpeg"  # the codec of a folder of frames
 TRUNCATED_SHARE = 0.9  # less of the announced duration than this is a cut file, not a rounding of its header

@@ -27,7 +27,7 @@ from tdn_bench.models.variants import VARIANTS
 from tdn_bench.processes import Command
 from tdn_bench.published import PUBLISHED
 from tdn_bench.recipes import RECIPES, Recipe
-from tdn_bench.record import Record, make_record, read_record, write_record
+from tdn_bench.record import Record, check_folder, make_record, read_record, write_record
 from tdn_bench.report import markdown_table
 
 
@@ -66,7 +66,7 @@ TABLES: dict[str, Table] = {
         published="2",
     ),
 }
-# Where runs lie, and what a run's speed but not its result depends on.
+# Where runs lie, and what a run's speed but not its result depends on; data that is named counts as a flag.
 _NOT_OF_THE_RESULT = ("name", "output", "results", "resume", "workers", "device", "data", "manifest")
 
 
@@ -109,7 +109,7 @@ class Run:
         return f"{self.variant}-seed{self.seed}"
 
 
-def plan_runs(config: Ablate, recipe: Recipe, data: Path | None) -> list[Run]:
+def plan_runs(config: Ablate, recipe: Recipe, synthetic: Path | None = None) -> list[Run]:
     """All trainings of the table, seed by seed: an interrupted one has whole seeds first."""
     backbone = config.backbone or recipe.model.partition("_")[2]
     runs = []
@@ -122,10 +122,12 @@ def plan_runs(config: Ablate, recipe: Recipe, data: Path | None) -> list[Run]:
                 segments = recipe.num_segments * VARIANTS[variant].num_segments // VARIANTS["tdn"].num_segments
                 flags += ["--num-segments", str(segments)]
             flags += shlex.split(config.train_flags)
+            if config.data is not None:
+                flags += ["--data", str(config.data.absolute())]
             key = hashlib.sha256(json.dumps([flags, _settings(recipe)], default=str).encode()).hexdigest()[:8]
             output = config.output / f"{config.recipe}-{variant}-seed{seed}-{key}"
-            where = ["--data", str(data)] if data is not None else []
-            runs.append(Run(variant, seed, (*flags, *where), output))
+            rendered = ["--data", str(synthetic)] if synthetic is not None else []  # the same clips wherever they lie
+            runs.append(Run(variant, seed, (*flags, *rendered), output))
     return runs
 
 
@@ -218,12 +220,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parallel = config.parallel or (cores() if device.type == "cpu" else 1)
     threads = max(1, cores() // parallel) if device.type == "cpu" else None
     folder = config.results or Path("results") / machine_name(device) / "ablate"
-    data = config.data
-    if data is None and config.recipe == "demo":
+    check_folder("--results", folder)
+    check_folder("--output", config.output)
+    synthetic = None
+    if config.data is None and config.recipe == "demo":
         from pipelines.synthetic import make_dataset
 
-        data = make_dataset(config.output / "data", train=640, validation=160)
-    runs = plan_runs(config, recipe, data)
+        synthetic = make_dataset(config.output / "data", train=640, validation=160)
+    runs = plan_runs(config, recipe, synthetic)
     train_all(runs, folder, parallel, threads, str(device))
     figures, records, table = tabulate(config, runs, folder)
     epochs = records[0].settings["epochs"]

@@ -55,6 +55,7 @@ PUBLISHED: tuple[Published, ...] = (
         ("resnet101", "8", 66, 65.8, 90.2), ("resnet101", "16", 132, 66.9, 90.9),
         ("resnet101", "8 + 16", 198, 68.2, 91.6),
     )),
+    Published("2", "TSN", None, "bninception", "8", "sthv1", 16, 19.5),
     Published("2", "I3D", "i3d", "resnet50", "32 × 3 × 2", "sthv1", 153, 41.6, 72.2),
     Published("2", "TSM", "tsm", "resnet50", "16", "sthv1", 65, 47.2, 77.1),
     Published("2", "TSM", "tsm", "resnet50", "16", "sthv2", 65, 63.4, 88.5),

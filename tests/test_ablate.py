@@ -37,27 +37,26 @@ def test_tables_are_of_known_variants_and_hold_the_network_itself() -> None:
 
 
 def test_a_runs_folder_is_named_after_all_that_decides_its_result() -> None:
-    runs = plan_runs(CONFIG, demo(), Path("somewhere"))
+    runs = plan_runs(CONFIG, demo())
     assert [(run.variant, run.seed) for run in runs] == [(v, s) for s in (0, 7) for v in TABLES["table1e"].variants]
-    again = plan_runs(replace(CONFIG, table="table1f"), demo(), Path("elsewhere"))
+    again = plan_runs(replace(CONFIG, table="table1f"), demo(), Path("synthetic"))
     assert runs[3].output == next(run.output for run in again if run.name == "tdn-seed0")  # shared by tables
     for other in (
-        plan_runs(replace(CONFIG, train_flags="--epochs 4"), demo(), None),
-        plan_runs(CONFIG, replace(demo(), lr=0.02), None),
-        plan_runs(replace(CONFIG, backbone="resnet50"), demo(), None),
-        plan_runs(replace(CONFIG, recipe="sthv2"), demo(), None),
+        plan_runs(replace(CONFIG, data=Path("elsewhere")), demo()),
+        plan_runs(replace(CONFIG, train_flags="--epochs 4"), demo()),
+        plan_runs(CONFIG, replace(demo(), lr=0.02)),
+        plan_runs(replace(CONFIG, backbone="resnet50"), demo()),
+        plan_runs(replace(CONFIG, recipe="sthv2"), demo()),
     ):
         assert not {run.output for run in runs} & {run.output for run in other}
-    (i3d,) = (
-        run for run in plan_runs(replace(CONFIG, table="networks", seeds=(0,)), demo(), None) if "i3d" in run.name
-    )
+    (i3d,) = (run for run in plan_runs(replace(CONFIG, table="networks", seeds=(0,)), demo()) if "i3d" in run.name)
     assert i3d.flags[i3d.flags.index("--num-segments") + 1] == "16"  # 32 of the others' 8, as 16 of 4
     with pytest.raises(UserError, match="unknown model 'tsn_vgg'"):
-        plan_runs(replace(CONFIG, backbone="vgg"), demo(), None)
+        plan_runs(replace(CONFIG, backbone="vgg"), demo())
 
 
 def test_only_the_same_runs_record_counts(tmp_path: Path) -> None:
-    run, other = plan_runs(CONFIG, demo(), None)[0], plan_runs(CONFIG, replace(demo(), lr=0.5), None)[0]
+    run, other = plan_runs(CONFIG, demo())[0], plan_runs(CONFIG, replace(demo(), lr=0.5))[0]
     assert find_record(run, tmp_path) is None
     write_record(finished(other, 1, "tsn_resnet_small"), tmp_path)
     assert find_record(run, tmp_path) is None
@@ -70,7 +69,7 @@ def test_only_the_same_runs_record_counts(tmp_path: Path) -> None:
 
 
 def test_the_table_holds_means_deviations_and_published_figures_apart(tmp_path: Path) -> None:
-    runs = plan_runs(CONFIG, demo(), None)
+    runs = plan_runs(CONFIG, demo())
     for run in runs:
         top1 = {0: 50.0, 7: 54.0}[run.seed] if run.variant == "tdn" else 10.0
         write_record(finished(run, top1, f"{run.variant}_resnet_small"), tmp_path)

@@ -463,7 +463,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes | None) -
     with pytest.raises(DataError, match="not a readable manifest"):
         Manifest.open(path)
     path.write_bytes(whole.replace(b"keyframe_spacing", b"keyframe_distanc"))
-    with pytest.raises(DataError, match="not a manifest of version 2; make it anew by prepare"):
+    with pytest.raises(DataError, match="not a manifest of version 3; make it anew by prepare"):
         Manifest.open(path)
 
 

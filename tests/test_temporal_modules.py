@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tdn_bench.models import create_model
 from tdn_bench.models.resnet import RESNET_SMALL, ConvBN
 from tdn_bench.models.temporal_difference import (
     LongTermDifference,
@@ -333,6 +334,16 @@ def test_modules_start_as_their_papers_say() -> None:
     last = aggregation.shifts[3](x[:, :8])
     assert torch.equal(last[0, :4], video[1][:4])
     assert torch.equal(last[1, 4:8], video[0][4:8])
+
+
+def test_stms_motion_starts_no_louder_than_its_other_half() -> None:
+    torch.manual_seed(0)
+    network = create_model("stm_resnet_small", num_classes=2, num_segments=8)
+    for block in (network.res2[0], network.res5[0]):
+        module = block.conv2
+        x = torch.randn(8, module.conv.in_channels, 8, 8).relu()
+        with torch.inference_mode():
+            assert module.motion(x).std() < module.conv(module.temporal(x)).std()
 
 
 def slow_short_term(m: ShortTermDifference, segments: Tensor, rgb: Tensor) -> Tensor:

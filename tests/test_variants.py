@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engines import EngineSpec, create_engine
 from tdn_bench.checkpoint import CheckpointError, load_backbone, load_checkpoint, load_imagenet, save_checkpoint
 from tdn_bench.complexity import measure, published_gmacs
 from tdn_bench.errors import UserError
@@ -160,6 +161,24 @@ def test_exported_graphs_take_any_batch(name: str) -> None:
         for clips in (1, 3):
             clip = clip_for(name, clips)
             torch.testing.assert_close(exported.module()(clip), network(clip), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["tsm", "teinet", "stm", "tea", "tanet", "gst", "i3d", "tdn_s123_l45"])
+def test_onnx_runtime_computes_the_network(variant: str) -> None:
+    network = small(f"{variant}_resnet_small")
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    nn.init.normal_(network.classifier.weight, 0, 0.1)
+    classifier = FrameClassifier(network).eval()
+    shape = (4, VARIANTS[variant].frames_per_segment, 64, 64, 3)
+    frames = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = classifier(frames)
+    with create_engine("onnx", classifier, EngineSpec(shape, 3, "fp32", "cpu")) as engine:
+        for clips in (3, 1):
+            assert (engine(frames[:clips]) - wanted[:clips]).abs().max() < 1e-3 * wanted.std()
 
 
 def test_networks_that_read_one_frame_read_the_centre_one() -> None:

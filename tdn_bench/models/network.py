@@ -55,6 +55,9 @@ class SegmentNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.channels(5) * EXPANSION, num_classes)
         self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, SpatioTemporalMotion):
+                module.start_motion()
         nn.init.normal_(self.classifier.weight, 0, 0.001)
         nn.init.zeros_(self.classifier.bias)
 

@@ -132,6 +132,12 @@ class SpatioTemporalMotion(nn.Module):
         self.expand = nn.Conv2d(squeezed, channels, 1, stride=stride, bias=False)
         self.bn: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(channels)
 
+    def start_motion(self) -> None:
+        """Start CMM's convolutions small, as torch does: no batch norm follows them before the sum, and the backbone's
+        start, which a squeezing convolution multiplies the variance by, would drown the other summand."""
+        for conv in (self.squeeze, self.smooth, self.expand):
+            conv.reset_parameters()
+
     def motion(self, x: Tensor) -> Tensor:
         f = self.squeeze(x)
         own, smooth = by_video(f, self.num_segments), by_video(self.smooth(f), self.num_segments)
