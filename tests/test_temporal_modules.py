@@ -101,7 +101,7 @@ def spatio_temporal_motion(m: SpatioTemporalMotion, video: Video) -> Video:
     out = []
     for t, x in enumerate(spatial):
         change = conv(f[t + 1], m.smooth) - f[t] if t + 1 < len(video) else torch.zeros_like(f[t])
-        out.append(norm(x + conv(change, m.expand), m.bn))
+        out.append(norm(x + conv(change, m.expand)[:, :: m.stride, :: m.stride], m.bn))
     return out
 
 

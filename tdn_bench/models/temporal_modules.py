@@ -118,18 +118,18 @@ class SpatioTemporalMotion(nn.Module):
     """STM in place of the 3×3 convolution: CSTM (depthwise temporal, then 3×3) + CMM, one batch norm over the sum.
 
     CMM: features squeezed to c/16; their smoothed value at t+1 minus that at t, zero at the last segment, expanded
-    (Sec. 3.2). With a stride its last 1×1 convolution has the stride: the paper does not say.
+    (Sec. 3.2). With a stride its last 1×1 convolution takes every other pixel: the paper does not say.
     """
 
     def __init__(self, channels: int, num_segments: int, *, stride: int = 1, reduction: int = 16) -> None:
         super().__init__()
         squeezed = channels // reduction
-        self.num_segments = num_segments
+        self.num_segments, self.stride = num_segments, stride
         self.temporal = TemporalConv(channels, num_segments)
         self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
         self.squeeze = nn.Conv2d(channels, squeezed, 1, bias=False)
         self.smooth = nn.Conv2d(squeezed, squeezed, 3, padding=1, groups=squeezed, bias=False)
-        self.expand = nn.Conv2d(squeezed, channels, 1, stride=stride, bias=False)
+        self.expand = nn.Conv2d(squeezed, channels, 1, bias=False)
         self.bn: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(channels)
 
     def start_motion(self) -> None:
@@ -141,8 +141,9 @@ class SpatioTemporalMotion(nn.Module):
     def motion(self, x: Tensor) -> Tensor:
         f = self.squeeze(x)
         own, smooth = by_video(f, self.num_segments), by_video(self.smooth(f), self.num_segments)
-        change = smooth[:, 1:] - own[:, :-1]
-        return self.expand(by_segment(torch.cat((change, torch.zeros_like(own[:, :1])), 1)))
+        change = torch.cat((smooth[:, 1:] - own[:, :-1], torch.zeros_like(own[:, :1])), 1)
+        # Not by a strided convolution: the gradient of one with 8 input channels crashes oneDNN (torch 2.13, CPU).
+        return self.expand(by_segment(change[:, :, :: self.stride, :: self.stride]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(self.temporal(x)) + self.motion(x))
