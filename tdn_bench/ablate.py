@@ -201,9 +201,10 @@ def tabulate(config: Ablate, runs: Sequence[Run], folder: Path) -> tuple[dict[st
 
 
 def _published(variant: str, table: str) -> str:
-    """The published accuracies of a variant in a table, each with its data and frames."""
-    rows = [r for r in PUBLISHED if r.variant == variant and r.table == table and r.top1_percent is not None]
-    return "; ".join(f"{r.top1_percent:g} ({r.data}, {r.backbone}, {r.frames})" for r in rows) or "–"
+    """The published accuracies of a variant on ResNet-50 in a table, each with its data and frames; no ensembles."""
+    rows = [r for r in PUBLISHED if (r.variant, r.table, r.backbone) == (variant, table, "resnet50")]
+    rows = [r for r in rows if r.top1_percent is not None and "+" not in r.frames]
+    return "; ".join(f"{r.top1_percent:g} ({r.data}, {r.frames})" for r in rows) or "–"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -80,7 +80,7 @@ def test_the_table_holds_means_deviations_and_published_figures_apart(tmp_path: 
     header, _, *rows = table.splitlines()
     assert header.split(" | ")[4:] == ["top-1 %, mean ± sd", "by seed", "published |"]
     row = next(r for r in rows if r.startswith("| tdn |"))
-    assert "| 52.0 ± 2.8 | 50.0 54.0 | 52.3 (sthv1, resnet50, 8 × 5) |" in row
+    assert "| 52.0 ± 2.8 | 50.0 54.0 | 52.3 (sthv1, 8 × 5) |" in row
     assert next(r for r in rows if r.startswith("| tsn |")).endswith("| 10.0 ± 0.0 | 10.0 10.0 | – |")
 
 
