@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from temporal_conv import interleave
 from torch import Tensor, nn
 
 from tdn_bench.ablate import TABLES
@@ -83,7 +84,6 @@ class Contestant:
         if mode.startswith("compiled"):
             if not self.training:
                 classifier.fold_batch_norm()
-            # CUDA graphs need their outputs consumed before the next replay: each call here ends before the next
             self.module = torch.compile(classifier, dynamic=False, fullgraph=True)
 
     def __call__(self) -> Tensor:
@@ -98,31 +98,14 @@ class Contestant:
         return loss.detach()
 
 
-def take_turns(
-    a: Callable[[], Tensor], b: Callable[[], Tensor], rounds: int, device: torch.device
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each call of both, in turn after two calls each that are not counted."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-2, rounds):
-        for call, kept in zip((a, b), times, strict=True):
-            start = time.perf_counter()
-            result = call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn >= 0:
-                kept.append(1000 * (time.perf_counter() - start))
-            assert result.isfinite().all()
-    return times
-
-
 def compare(variant: str, mode: Mode, config: Benchmark, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures and samples of one network in one mode."""
     contestants = [Contestant(v, mode, config, device) for v in (variant, BASELINE)]
     start = time.perf_counter()
     for contestant in contestants:
-        contestant()  # compiles
+        assert contestant().isfinite().all()  # compiles
     build_s = time.perf_counter() - start
-    own_ms, tsn_ms = take_turns(*contestants, config.rounds, device)
+    own_ms, tsn_ms = interleave(*contestants, config.rounds, device)
     name = f"{variant}_{mode}"
     ratios = sorted(a / b for a, b in zip(own_ms, tsn_ms, strict=True))
     figures = {

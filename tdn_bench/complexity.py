@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,7 +148,7 @@ def measure(model: str, *, num_classes: int = 174, num_segments: int | None = No
 class Flags:
     """Multiply-adds, parameters, activations and arithmetic intensity of networks, beside published counts."""
 
-    models: tuple[str, ...] = ()
+    models: tyro.conf.Positional[tuple[str, ...]] = ()
     """Networks (`tdn-bench list`); default: every variant, with --backbone."""
     backbone: str = "resnet50"
     """Backbone of the default."""
@@ -173,9 +174,7 @@ def published_gmacs(model: str, num_segments: int) -> Published | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    import tyro
-
-    config = tyro.cli(Flags, args=argv, prog="tdn-bench complexity", config=(tyro.conf.ConsolidateSubcommandArgs,))
+    config = tyro.cli(Flags, args=argv, prog="tdn-bench complexity")
     if config.backbone not in BACKBONES:
         raise UserError(f"--backbone {config.backbone}: choose one of {', '.join(BACKBONES)}")
     models = config.models or tuple(f"{v}_{config.backbone}" for v in VARIANTS)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from engines import EngineSpec, create_engine
 from tdn_bench.checkpoint import CheckpointError, load_backbone, load_checkpoint, load_imagenet, save_checkpoint
+from tdn_bench.cli import run_command
+from tdn_bench.complexity import main as complexity_main
 from tdn_bench.complexity import measure, published_gmacs
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model, find_variant, list_models
@@ -94,6 +96,21 @@ def test_complexity_of_a_network_is_that_of_its_layers_written_down() -> None:
         measure("tsn_resnet_small", size=32)
     with pytest.raises(UserError, match="unknown model 'tsn'"):
         measure("tsn")
+
+
+def test_the_command_shows_counts_beside_published_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    complexity_main(["tdn_resnet50"])
+    header, whole, *stages = capsys.readouterr().out.splitlines()
+    assert whole.split()[:8] == ["tdn_resnet50", "8", "×", "5", "35.639", "36", "(T1)", "24.411"]
+    assert [line.split()[0] for line in stages] == [
+        "stem", "short_term.stem", "short_term.res2", "res2", "res3", "res4", "res5", "classifier",
+    ]  # fmt: skip
+    complexity_main(["tsn_resnet50", "tdn_resnet50", "--size", "256"])
+    assert len(rows := capsys.readouterr().out.splitlines()) == 3
+    assert "(T" not in "".join(rows)  # published counts are of 224 pixels
+    assert "G mult-adds" in header
+    assert run_command(complexity_main, ["tdn_resnet18"]) == 2
+    assert "unknown model 'tdn_resnet18'" in capsys.readouterr().err
 
 
 def test_published_rows_name_networks_that_exist_and_are_found() -> None:
