@@ -25,7 +25,7 @@ from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.published import Published, published_for
 
 _aten = torch.ops.aten
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
 @dataclass
