@@ -282,16 +282,15 @@ def load_imagenet(model: nn.Module, path: str | Path) -> LoadReport:
             given[f"{place}.conv.weight"] = (name, kernel.repeat(1, module.depth, 1, 1) / module.depth)
         elif isinstance(module, GroupedSpatioTemporal):
             _split_for_gst(given, place, module)
-    for name, tensor in target.items():
-        own_start = name.startswith("classifier.") or bool(_OWN_START.search(name))
-        if (own_start or name.endswith(".conv.bias")) and name not in given:
-            given[name] = (name, tensor if own_start else torch.zeros_like(tensor))
+    own = {name: (name, tensor) for name, tensor in target.items() if _OWN_START.search(name)}
+    given = own | given
+    _add_biases(given, model)
     _copy_into(model, given, path)
     return LoadReport(_unused(given, model, path), {})
 
 
-# Parts of a block that no image network has.
-_OWN_START = re.compile(r"\.temporal\.|\.conv2\.(squeeze|smooth|expand|shifts)\.")
+# What no image network has.
+_OWN_START = re.compile(r"^classifier\.|\.temporal\.|\.conv2\.(squeeze|smooth|expand|shifts)\.")
 
 
 def _split_for_gst(tensors: dict[str, tuple[str, Tensor]], place: str, module: GroupedSpatioTemporal) -> None:
