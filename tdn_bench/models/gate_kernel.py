@@ -253,7 +253,9 @@ def _check(maps: dict[str, Tensor], num_segments: int) -> None:
     x = maps["x"]
     for name, m in maps.items():
         if m.dim() != 4 or not m.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(f"{name} must be 4-D and channels-last contiguous, not {(*m.shape,)} with strides {m.stride()}")
+            raise ValueError(
+                f"{name} must be 4-D and channels-last contiguous, not {(*m.shape,)} with strides {m.stride()}"
+            )
         if m.dtype not in FLOATS or m.dtype != x.dtype:
             raise ValueError(f"{name} is {m.dtype}; all maps must be of one type out of {FLOATS}")
     if num_segments < 1 or x.shape[0] % num_segments or not x.numel():
