@@ -1,4 +1,4 @@
-"""The kernels' numbers against a loop in float64; `test_gate_kernel.py` starts this, with TRITON_INTERPRET=1 or a GPU."""
+"""The kernels' numbers against a loop in float64; `test_gate_kernel.py` runs this, with TRITON_INTERPRET=1 or a GPU."""
 
 import os
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tdn_bench.models.gate_kernel import gated_temporal_conv, gated_temporal_conv_from_squeezed, why_no_kernel
 from tdn_bench.models.temporal_difference import LongTermDifference, TemporalConv
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # B, T, c, H, W: odd numbers of pixels, channels that fill no tile and more than one, videos with a single segment
 SIZES = [(1, 1, 64, 3, 3), (3, 2, 80, 5, 7), (1, 3, 20, 1, 1), (3, 8, 32, 4, 4), (1, 16, 64, 5, 3), (2, 3, 130, 3, 7)]
@@ -48,10 +49,13 @@ def double(*tensors: Tensor) -> list[Tensor]:
 
 
 def check(found: Tensor, wanted: Tensor, kind: torch.dtype = torch.float32) -> None:
-    """Within 10⁻⁵ of the wanted values' size, or four units in the last place of a type of half precision."""
-    share = 1e-5 if kind == torch.float32 else 4 * torch.finfo(kind).eps
+    """Within 10⁻⁵ of the wanted values' size; in half precision within two units in the last place of size + value."""
     size = wanted.square().mean().sqrt()
-    assert ((found.detach().double().cpu() - wanted).abs().max() <= share * size).item()
+    error = (found.detach().double().cpu() - wanted.detach()).abs()
+    if kind == torch.float32:
+        assert (error.max() <= 1e-5 * size).item()
+    else:  # the interpreter cuts bfloat16 off, where a GPU rounds
+        assert (error <= 2 * torch.finfo(kind).eps * (size + wanted.abs())).all().item()
 
 
 def test_kernels_can_run_here():
@@ -85,16 +89,16 @@ def test_gradients_by_finite_differences():
     gated_temporal_conv(*leaves, 3).square().sum().backward()
     exact = [e.detach() for e in double(*inputs)]
     for i, leaf in enumerate(leaves):
-        step = torch.zeros_like(exact[i])
+        step = torch.zeros(leaf.shape, dtype=torch.float64)
         step.view(-1)[:: step.numel() // 5] = 1e-5
         ends = [loop(*exact[:i], exact[i] + sign * step, *exact[i + 1 :], 3).square().sum() for sign in (1, -1)]
         slope = (leaf.grad.double().cpu() * step).sum() / 1e-5
         assert slope.item() == pytest.approx((ends[0] - ends[1]).item() / 2e-5, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", FLOATS[: 2 if INTERPRETED else 3], ids=str)  # its tl.dot has no bfloat16
 @pytest.mark.parametrize("squeezed", [4, 5, 8, 16, 32])
-@pytest.mark.parametrize("size", SIZES[:: 2 if DEVICE == "cpu" else 1], ids=str)
+@pytest.mark.parametrize("size", SIZES[:: 2 if INTERPRETED else 1], ids=str)
 def test_output_from_squeezed(size, squeezed, kind):
     b, t, c, h, w = size
     (x,) = maps(b * t, c, h, w, kind=kind, count=1)

@@ -99,7 +99,7 @@ def test_export_keeps_the_operator(training, example):
 
 
 @compiles
-def test_compiled_graphs_hold_the_kernels(example):
+def test_compiled_graphs_hold_the_kernels(example, monkeypatch):
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -123,15 +123,12 @@ def test_compiled_graphs_hold_the_kernels(example):
         zeros._boxed_call = True  # type: ignore[attr-defined]
         return zeros
 
-    triton.runtime.driver.set_active(Driver())
-    try:
-        block = Block()
-        backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
-        torch.compile(block, backend=backend, fullgraph=True)(*example).sum().backward()
-        with torch.no_grad():
-            torch.compile(block.eval(), backend=backend, fullgraph=True)(*example)
-    finally:
-        triton.runtime.driver.reset_active()
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    block = Block()
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    torch.compile(block, backend=backend, fullgraph=True)(*example).sum().backward()
+    with torch.no_grad():
+        torch.compile(block.eval(), backend=backend, fullgraph=True)(*example)
     assert kernels == [1, 1, 1]  # forward, backward, inference
     assert block.weight.grad is not None
 
