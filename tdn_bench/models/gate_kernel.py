@@ -6,7 +6,7 @@ and Sec. 3.4, with the gate less 0.5 of the released network, as in `temporal_di
     s = x + ½·x·(σ(z_forward) − ½ + σ(z_backward) − ½) = ½·x·(1 + σ(z_forward) + σ(z_backward))
     out[b, t] = w₀·s[b, t−1] + w₁·s[b, t] + w₂·s[b, t+1], zero outside 0 … T−1
 
-Why: some 20 operations on an element are nothing to a GPU next to moving it, so the time is that of the bytes.
+Why: a GPU computes an element of these in less time than it moves one, so the time is that of the bytes.
 Reads and writes of a map with c channels, for each element of x, and bytes in half precision:
 
     inference, from the squeezed differences                                     passes    bytes
@@ -16,7 +16,7 @@ Reads and writes of a map with c channels, for each element of x, and bytes in h
     `gated_temporal_conv_from_squeezed`: x, out                                       2     4 (+ ¼ for two c/16 maps)
 
     training, from z_forward and z_backward (the batch norm before them needs whole maps)
-    plain torch: forward 16, backward at least 19; keeps 5 maps for the backward pass
+    plain torch: forward 16, backward 22; keeps 5 maps for the backward pass
     `gated_temporal_conv`: forward 4, backward 7; keeps 3 maps
 
 Shapes: B videos, T segments, N = B·T, c channels, r = c/16 squeezed channels, H, W pixels. Feature maps are 4-D and
@@ -35,7 +35,7 @@ from torch.library import triton_op, wrap_triton
 try:
     import triton
     import triton.language as tl
-except ImportError:  # it comes with torch's CUDA builds for Linux only
+except ImportError:  # it comes with torch's CUDA builds only; the kernels' decorator needs it here
     triton = None
 
 
@@ -44,11 +44,21 @@ def jit(function: Any) -> Any:
     return function if triton is None else triton.jit(function)
 
 
+def operator(function: Any) -> Any:
+    """`torch.library.triton_op` with a docstring: torch.export keeps it whole, torch.compile sees the kernel in it.
+    Without Triton, about which that would warn on import, the function itself; its call raises ImportError."""
+    if triton is None:
+        return function
+    op: Any = triton_op(f"tdn_bench::{function.__name__}", mutates_args=())(function)
+    op.__doc__ = function.__doc__
+    return op
+
+
 def why_no_kernel(device: torch.device | str) -> str | None:
     """What the kernels lack on this device and how to get it, in one line; None where they can run."""
     device = torch.device(device)
     if triton is None:
-        return "Triton is not installed: pip install triton (in the version that torch names)"
+        return "Triton is not installed: pip install --constraint constraints.txt triton"
     if triton.knobs.runtime.interpret:
         return None
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -175,7 +185,8 @@ def _backward_kernel(
 
 @jit
 def _tanh(x):
-    """One instruction of NVIDIA GPUs since compute capability 7.5, relative error below 2⁻¹⁰·⁹."""
+    """tanh in one instruction of NVIDIA GPUs, to 11 bits. With σ from it the loop of `_squeezed_kernel` has 20
+    instructions an element instead of 39 (compute capability 9.0): from as long as the memory takes to well below."""
     return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
@@ -244,7 +255,7 @@ def _squeezed_kernel(
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Compiled for compute capability 8.0 and 9.0, the kernels hold a tile of this size in registers without spilling.
+# A tile: 16 bytes a thread in half precision, and no register spilled at compute capability 8.0 or 9.0.
 PIXELS, CHANNELS = 16, 64
 
 
@@ -272,14 +283,14 @@ def _grid(x: Tensor, num_segments: int) -> tuple[int, int, int]:
     return -(-c // CHANNELS), -(-h * w // PIXELS), n // num_segments
 
 
-@triton_op("tdn_bench::gated_temporal_conv", mutates_args=())
+@operator
 def gated_temporal_conv(x: Tensor, z_forward: Tensor, z_backward: Tensor, weight: Tensor, num_segments: int) -> Tensor:
     """Scale x by the gates of both directions and convolve over T: `out` of this module's docstring.
 
     x, z_forward, z_backward: (N, c, H, W), channels-last, one of float32, float16, bfloat16; the z are the L-TDM's
     expanded differences, before the sigmoid. weight: (c, 1, 3), any of those types. Returns out like x; sums are in
     float32. Differentiable once in all four; the gradient of weight is the same in every run.
-    Raises ValueError on other types, shapes or strides. `why_no_kernel` says where it cannot run.
+    Raises ValueError on other types, shapes or strides, ImportError without Triton; see also `why_no_kernel`.
     """
     _check({"x": x, "z_forward": z_forward, "z_backward": z_backward}, num_segments)
     n, c, h, w = x.shape
@@ -294,10 +305,11 @@ def gated_temporal_conv(x: Tensor, z_forward: Tensor, z_backward: Tensor, weight
     return out
 
 
-@triton_op("tdn_bench::gated_temporal_conv_backward", mutates_args=())
-def _backward(
+@operator
+def gated_temporal_conv_backward(
     grad: Tensor, x: Tensor, z_forward: Tensor, z_backward: Tensor, weight: Tensor, num_segments: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, z_forward, z_backward and weight, from that of out (N, c, H, W)."""
     _, c, h, w = x.shape
     grid = _grid(x, num_segments)
     grads = [torch.empty_like(x) for _ in range(3)]
@@ -326,13 +338,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, ctx.num_segments), None
+    return *gated_temporal_conv_backward(grad, *ctx.saved_tensors, ctx.num_segments), None
 
 
-gated_temporal_conv.register_autograd(_differentiate, setup_context=_keep)
+if triton is not None:
+    gated_temporal_conv.register_autograd(_differentiate, setup_context=_keep)
 
 
-@triton_op("tdn_bench::gated_temporal_conv_from_squeezed", mutates_args=())
+@operator
 def gated_temporal_conv_from_squeezed(
     x: Tensor,
     y_forward: Tensor,
@@ -347,8 +360,8 @@ def gated_temporal_conv_from_squeezed(
     x: (N, c, H, W); y_forward, y_backward: (N, r, H, W), what the L-TDM's `expand` is given, also where a segment has
     no neighbour. All are channels-last, one of float32, float16, bfloat16. expand_weight: (c, r) of the same type,
     r at most 64, batch norm folded in. expand_bias: (c,), weight: (c, 1, 3), any of those types. Returns out like x;
-    sums are in float32, and in half precision on an NVIDIA GPU σ is off by up to 2⁻¹² (tanh.approx).
-    Raises ValueError on other types, shapes or strides. `why_no_kernel` says where it cannot run.
+    sums are in float32, and in half precision on an NVIDIA GPU σ is off by up to 2⁻¹² (`_tanh`).
+    Raises ValueError on other types, shapes or strides, ImportError without Triton; see also `why_no_kernel`.
     """
     _check({"x": x, "y_forward": y_forward, "y_backward": y_backward}, num_segments)
     n, c, h, w = x.shape
@@ -377,7 +390,7 @@ def gated_temporal_conv_from_squeezed(
             PIXELS,
             CHANNELS,
             max(16, 1 << (r - 1).bit_length()),
-            "ieee",  # without it float32 would be rounded to 10 bits
-            x.dtype != torch.float32 and x.is_cuda and torch.version.hip is None,
+            "ieee",  # else float32 is rounded to 10 bits; takes no tensor cores, so float32 gains less
+            x.dtype != torch.float32 and x.is_cuda and torch.version.hip is None,  # _tanh: NVIDIA's, 11 bits
         )
     return out
