@@ -62,7 +62,7 @@ def why_no_kernel(device: torch.device | str) -> str | None:
     if triton.knobs.runtime.interpret:
         return None
     if device.type != "cuda" or not torch.cuda.is_available():
-        return f"Triton needs a GPU, not {device.type}: name a CUDA device (TRITON_INTERPRET=1 emulates one, slowly)"
+        return f"Triton finds no GPU as {device}: name a CUDA device (TRITON_INTERPRET=1 emulates one, slowly)"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"Triton needs a GPU of compute capability 8.0, {torch.cuda.get_device_name(device)} is older"
     if not (triton.knobs.build.cc or shutil.which("gcc") or shutil.which("clang")):
