@@ -3,6 +3,7 @@
 from engines.base import (
     ENGINES,
     PRECISIONS,
+    QUANTISED,
     Engine,
     EngineError,
     EngineSpec,
@@ -16,6 +17,7 @@ from engines.base import (
 __all__ = [
     "ENGINES",
     "PRECISIONS",
+    "QUANTISED",
     "Engine",
     "EngineError",
     "EngineSpec",

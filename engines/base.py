@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import abc
 import copy
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ENGINES = ("eager", "compile", "onnx", "openvino", "trt")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
+QUANTISED = ("int8", "fp8")  # calibrated; what is not quantised is in a floating-point type that the engine chooses
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ENGINES = ("eager", "compile", "aoti", "onnx", "openvino", "trt", "torch-trt")
+GPU_ONLY = ("trt", "torch-trt")
 
 
 class EngineError(RuntimeError):
@@ -35,13 +42,18 @@ class EngineUnavailable(EngineError):
 class EngineSpec:
     """What an engine is built for: clips of `frames_shape` (T, L, H, W, C), at most `max_batch` at a time.
 
-    Raises EngineError for a value that no engine could be built for.
+    Only max_batch clips at a time are computed, a smaller batch is filled up, unless it is `ranged`: then a batch costs
+    its own size, or with an engine that compiles for fixed sizes the next power of two. `rewrite` lets a network rewrite itself for inference (`for_inference`). `keep` names layers that
+    int8 and fp8 leave in floating point. Raises EngineError for a value that no engine could be built for.
     """
 
     frames_shape: tuple[int, int, int, int, int]
     max_batch: int
     precision: str = "fp32"
     device: str = "cpu"
+    ranged: bool = False
+    rewrite: bool = True
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.frames_shape) != 5 or min(self.frames_shape) < 1:
@@ -50,7 +62,19 @@ class EngineSpec:
             raise EngineError(f"max_batch is {self.max_batch}: give 1 or more")
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        if self.keep and self.precision not in QUANTISED:
+            raise EngineError(
+                f"keep names layers, but {self.precision} quantises none: choose int8 or fp8, or leave it out"
+            )
         device_type(self.device)
+
+
+def ladder(spec: EngineSpec) -> tuple[int, ...]:
+    """The batch sizes to compile for where each is a compilation of its own: max_batch, if ranged the powers of two
+    below it too."""
+    if not spec.ranged:
+        return (spec.max_batch,)
+    return (*(1 << i for i in range((spec.max_batch - 1).bit_length())), spec.max_batch)
 
 
 def device_type(device: str) -> str:
@@ -61,15 +85,18 @@ def device_type(device: str) -> str:
     return kind
 
 
+Calibration = Sequence[Tensor] | None  # batches of uint8 frames (B, T, L, H, W, C)
+
+
 class Engine(abc.ABC):
     """A network ready to run: `with create_engine(…) as engine: logits = engine(frames)`.
 
-    A subclass builds everything in its constructor, sets `build_s`, and implements `_run`. An engine serves
-    one caller at a time.
+    A subclass gets ready in its constructor and implements `_run`. An engine serves one caller at a time.
     """
 
     name: str
-    build_s: float  # seconds spent building (export, compilation, first call), apart from running
+    sizes: tuple[int, ...] | None = None  # batch sizes that it can compute, smallest first; None: every size
+    build_s: float  # seconds from the network to an engine ready to run, apart from running; set by create_engine
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -77,7 +104,8 @@ class Engine(abc.ABC):
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 frames (B, T, L, H, W, C), 1 <= B <= max_batch -> float32 logits (B, classes), on spec.device.
 
-        Raises EngineError for frames of another type, shape, batch size or device.
+        On a GPU the work is queued on torch's current stream. Raises EngineError for frames of another type, shape,
+        batch size or device.
         """
         spec = self.spec
         if frames.dtype != torch.uint8:
@@ -88,11 +116,25 @@ class Engine(abc.ABC):
             raise EngineError(f"the batch is {len(frames)}: this engine takes 1 to {spec.max_batch} clips")
         if frames.device.type != device_type(spec.device):
             raise EngineError(f"frames are on {frames.device}: this engine takes them on {spec.device}")
-        return self._run(frames)
+        if self.sizes is None or len(frames) in self.sizes:
+            return self._run(frames)
+        filled = frames.new_zeros(next(size for size in self.sizes if size > len(frames)), *spec.frames_shape)
+        filled[: len(frames)] = frames
+        return self._run(filled)[: len(frames)]
+
+    @classmethod
+    @abc.abstractmethod
+    def create(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, cache: Path | None) -> Self:
+        """The engine for `network`, ready to run; arguments as `create_engine` takes and has checked them."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def why_unavailable(device: str) -> str | None:
+        """None if this engine can be built for `device` here, else one line: what is missing, how to get it."""
 
     @abc.abstractmethod
     def _run(self, frames: Tensor) -> Tensor:
-        """The call itself; `frames` fit the spec."""
+        """The call itself; `frames` fit the spec and are as many as one of `sizes`."""
 
     @abc.abstractmethod
     def details(self) -> dict[str, object]:
@@ -113,36 +155,108 @@ class Engine(abc.ABC):
         self.close()
 
 
-def copy_network(network: nn.Module, precision: str, fold: bool) -> nn.Module:
-    """An independent copy of `network` in eval mode and in `precision`; the original is left as it was.
+class FileEngine(Engine):
+    """An engine in two steps: `build` writes a file, which may be kept; the constructor starts what the file holds."""
 
-    `fold` lets the network fold its batch norms into its convolutions, if it has `fold_batch_norm()`; it does
-    so in the network's own precision, before the copy is rounded.
+    suffix: str
+    libraries: tuple[str, ...]  # distributions that the file's contents depend on, beside torch
+
+    def __init__(self, spec: EngineSpec, path: Path) -> None:
+        super().__init__(spec)
+        self.file_bytes = path.stat().st_size
+        self.from_cache = False
+
+    @classmethod
+    @abc.abstractmethod
+    def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        """Write the engine's file."""
+
+    @classmethod
+    def create(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, cache: Path | None) -> Self:
+        if cache is None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"network{cls.suffix}"
+                cls.build(network, spec, calibration, path)
+                return cls(spec, path)
+        from engines.cache import cached, engine_key
+
+        key = engine_key(cls.name, network, spec, cls.libraries, calibration)
+        with cached(cache, key, partial(cls.build, network, spec, calibration), suffix=cls.suffix) as artifact:
+            engine = cls(spec, artifact.path)
+            engine.from_cache = artifact.hit
+            return engine
+
+
+def copy_network(network: nn.Module, spec: EngineSpec, engine: str, precision: str | None = None) -> nn.Module:
+    """An independent copy of `network` on spec.device, in eval mode and in `precision` (default: the spec's); the
+    original is left as it was.
+
+    With spec.rewrite a network that has `for_inference(engine)` returns what this engine shall run; it does so in its
+    own precision, before the copy is rounded.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    fold_batch_norm = getattr(network, "fold_batch_norm", None)
-    if fold and fold_batch_norm is not None:
-        network = fold_batch_norm()
-    return network.to(DTYPES[precision])
+    for_inference = getattr(network, "for_inference", None)
+    if spec.rewrite and for_inference is not None:
+        with torch.no_grad():
+            network = for_inference(engine)
+    return network.to(spec.device, DTYPES[precision or spec.precision])
 
 
 def supported_precisions(name: str, device: str) -> tuple[str, ...]:
     """The precisions engine `name` offers on `device`. Raises EngineError for an unknown name or device."""
-    kind = device_type(device)
+    on_gpu = device_type(device) == "cuda"
     match name:
-        case "eager" | "compile" | "trt":
-            return PRECISIONS
-        case "onnx":  # ONNX Runtime has no convolution in bf16, and on the CPU none in fp16 either
-            return ("fp32", "fp16") if kind == "cuda" else ("fp32",)
+        case "eager" | "compile" | "aoti":
+            return ("fp32", "tf32", "bf16", "fp16") if on_gpu else ("fp32", "bf16", "fp16")
+        case "onnx":  # ONNX Runtime has no convolution in bf16, on the CPU none in fp16, on a GPU none in int8
+            return ("fp32", "tf32", "fp16") if on_gpu else ("fp32", "int8")
         case "openvino":
-            return ("fp32", "bf16")
+            return ("fp32", "bf16", "int8")
+        case "trt":
+            return PRECISIONS
+        case "torch-trt":
+            return ("fp32", "tf32", "bf16", "fp16")
     raise EngineError(f"engine {name!r} is unknown: choose one of {', '.join(ENGINES)}")
 
 
 def default_precision(name: str, device: str) -> str:
     """The precision to use where nobody asked for one: fp16 on a GPU, fp32 on a CPU."""
-    on_gpu = name == "trt" or device_type(device) == "cuda"
+    on_gpu = name in GPU_ONLY or device_type(device) == "cuda"
     return "fp16" if on_gpu and "fp16" in supported_precisions(name, device) else "fp32"
+
+
+def _engine_class(name: str) -> type[Engine]:
+    """The class of engine `name`, imported where it is asked for; `name` is one of ENGINES."""
+    match name:
+        case "eager":
+            from engines.pytorch import EagerEngine
+
+            return EagerEngine
+        case "compile":
+            from engines.pytorch import CompileEngine
+
+            return CompileEngine
+        case "aoti":
+            from engines.aoti import AotiEngine
+
+            return AotiEngine
+        case "onnx":
+            from engines.ort import OnnxEngine
+
+            return OnnxEngine
+        case "openvino":
+            from engines.ov import OpenVinoEngine
+
+            return OpenVinoEngine
+        case "trt":
+            from engines.trt import TrtEngine
+
+            return TrtEngine
+        case "torch-trt":
+            from engines.torch_trt import TorchTrtEngine
+
+            return TorchTrtEngine
+    raise AssertionError(name)
 
 
 def why_unavailable(name: str, device: str) -> str | None:
@@ -151,33 +265,25 @@ def why_unavailable(name: str, device: str) -> str | None:
     Raises EngineError for an unknown name or device.
     """
     supported_precisions(name, device)
-    if device_type(device) == "cuda" and name not in ("openvino", "trt") and not torch.cuda.is_available():
+    if device_type(device) == "cuda" and name not in (*GPU_ONLY, "openvino") and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA GPU: install a CUDA build of torch, or use the device cpu"
-    match name:
-        case "compile":
-            from engines.pytorch import why_compile_unavailable
-
-            return why_compile_unavailable(device)
-        case "onnx":
-            from engines.ort import why_onnx_unavailable
-
-            return why_onnx_unavailable(device)
-        case "openvino":
-            from engines.ov import why_openvino_unavailable
-
-            return why_openvino_unavailable(device)
-        case "trt":
-            from engines.trt import why_trt_unavailable
-
-            return why_trt_unavailable(device)
-    return None
+    return _engine_class(name).why_unavailable(device)
 
 
-def create_engine(name: str, network: nn.Module, spec: EngineSpec) -> Engine:
+def create_engine(
+    name: str,
+    network: nn.Module,
+    spec: EngineSpec,
+    *,
+    calibration: Calibration = None,
+    cache: Path | None = None,
+) -> Engine:
     """Build engine `name` from `network` (uint8 frames in, float32 logits out); `network` is not changed.
 
-    The network casts the frames to the dtype of its own parameters, and must also take frames already cast.
-    Raises EngineUnavailable where something is missing here, EngineError for an unknown name, a precision
+    The network casts the frames to the dtype of its own parameters, and must also take frames already cast. For int8
+    and fp8, `calibration` are batches of uint8 frames (B, T, L, H, W, C), real ones, from which the ranges of
+    activations are taken. With a `cache` folder, what was built for the same network, spec, libraries and machine is
+    used again. Raises EngineUnavailable where something is missing here, EngineError for an unknown name, a precision
     the engine has not got, or a network it cannot build.
     """
     precisions = supported_precisions(name, spec.device)
@@ -185,27 +291,11 @@ def create_engine(name: str, network: nn.Module, spec: EngineSpec) -> Engine:
         raise EngineError(
             f"engine {name!r} has no {spec.precision} on {spec.device}: choose precision {' or '.join(precisions)}"
         )
+    if spec.precision in QUANTISED and not calibration:
+        raise EngineError(f"precision {spec.precision} needs clips to calibrate on: none were given")
     if (reason := why_unavailable(name, spec.device)) is not None:
         raise EngineUnavailable(f"engine {name!r} on {spec.device}: {reason}")
-    match name:
-        case "eager":
-            from engines.pytorch import EagerEngine
-
-            return EagerEngine(network, spec)
-        case "compile":
-            from engines.pytorch import CompileEngine
-
-            return CompileEngine(network, spec)
-        case "onnx":
-            from engines.ort import OnnxEngine
-
-            return OnnxEngine(network, spec)
-        case "openvino":
-            from engines.ov import OpenVinoEngine
-
-            return OpenVinoEngine(network, spec)
-        case "trt":
-            from engines.trt import TrtEngine
-
-            return TrtEngine(network, spec)
-    raise AssertionError(name)  # supported_precisions has refused unknown names
+    start = time.perf_counter()
+    engine = _engine_class(name).create(network, spec, calibration, cache)
+    engine.build_s = time.perf_counter() - start
+    return engine

@@ -7,12 +7,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from engines.base import DTYPES, EngineError, EngineSpec, copy_network
+from engines.base import DTYPES, QUANTISED, Calibration, EngineError, EngineSpec, copy_network
+from engines.quantize import calibrate, quantise_onnx
 
 OPSET = 22  # the first whose Conv takes bf16
 
@@ -35,20 +37,33 @@ def why_export_unavailable() -> str | None:
     return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}" if missing else None
 
 
-def export_onnx(network: nn.Module, spec: EngineSpec, path: Path) -> None:
-    """Write `network` to `path`, in spec.precision, batch norms folded, its first dimension left free.
+def export_onnx(
+    network: nn.Module,
+    spec: EngineSpec,
+    path: Path,
+    *,
+    engine: str,
+    floating: str,
+    calibration: Calibration = None,
+) -> None:
+    """Write `network`, as `engine` is to run it, to `path`; in the type `floating`, for int8 and fp8 with Q/DQ pairs.
 
-    The graph's input is `frames`, uint8 (batch, T, L, H, W, C); its output is `logits`, float32
-    (batch, classes). Raises EngineError for a network that cannot be exported, or for one batch size only.
+    The graph's input is `frames`, uint8 (batch, T, L, H, W, C), the batch fixed or, where the spec is ranged, free; its
+    output is `logits`, float32 (batch, classes). Raises EngineError for a network that cannot be exported, or that is
+    to be ranged and works for one batch size only.
     """
     import onnx
 
-    network = _CastFirst(copy_network(network, spec.precision, fold=True).cpu(), DTYPES[spec.precision])
-    example = torch.zeros(2, *spec.frames_shape, dtype=torch.uint8)  # a batch of 1 would become a constant
+    plain = copy_network(network, replace(spec, device="cpu"), engine, floating)
+    ranges = {}
+    if spec.precision in QUANTISED:
+        exact = plain if floating == "fp32" else copy_network(network, replace(spec, device="cpu"), engine, "fp32")
+        ranges = {f"network.{name}": found for name, found in calibrate(exact, calibration, spec.keep).items()}
+    example = torch.zeros(2 if spec.ranged else spec.max_batch, *spec.frames_shape, dtype=torch.uint8)
     try:
         with _quiet():
             torch.onnx.export(
-                network,
+                _CastFirst(plain, DTYPES[floating]),
                 (example,),
                 path,
                 dynamo=True,
@@ -57,15 +72,17 @@ def export_onnx(network: nn.Module, spec: EngineSpec, path: Path) -> None:
                 external_data=False,
                 input_names=["frames"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if spec.ranged else None,
             )
+        if ranges:
+            quantise_onnx(path, ranges, spec.precision, unsigned=engine != "trt")
         onnx.checker.check_model(path, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         message = f"this network does not export to ONNX in {spec.precision} (eager and compile need no export)"
         raise EngineError(f"{message}: {reason}") from error
     graph = onnx.load(path).graph
-    if not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+    if spec.ranged and not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise EngineError("the network works for one batch size only: slice its first dimension, never chunk or split")
 
 

@@ -4,54 +4,65 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engines.base import Engine, EngineError, EngineSpec, device_type
+from engines.base import Calibration, EngineError, EngineSpec, FileEngine, device_type
 from engines.onnx_export import export_onnx, why_export_unavailable
 
 
-class OpenVinoEngine(Engine):
-    """Compiled for exactly max_batch clips, which is faster than for any number; smaller batches are padded."""
+def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
+    """What the network is compiled with. int8 leaves the rest in bf16 where the processor has it, else in fp32."""
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if spec.precision == "bf16" and not has_bf16:  # OpenVINO would compute in f32 without an error
+        raise EngineError("this processor has no bf16: choose precision fp32")
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32" if spec.precision == "fp32" or not has_bf16 else "bf16",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+
+
+class OpenVinoEngine(FileEngine):
+    """The file is OpenVINO's compiled network, for this kind of processor."""
 
     name = "openvino"
+    suffix = ".blob"
+    libraries = ("openvino", "onnx", "onnxscript")
 
-    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: EngineSpec, path: Path) -> None:
+        super().__init__(spec, path)
+        self.sizes = None if spec.ranged else (spec.max_batch,)
         import openvino
 
-        start = time.perf_counter()
-        hint = {"fp32": "f32", "bf16": "bf16"}[spec.precision]
-        properties = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.onnx"
-            export_onnx(network, replace(spec, precision="fp32"), path)  # OpenVINO rounds by the hint
-            core = openvino.Core()
-            model = core.read_model(path)
-            model.reshape([spec.max_batch, *spec.frames_shape])
-            self._compiled = core.compile_model(model, "CPU", properties)
-        used = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if used != hint:  # a processor without bf16 gets f32 without an error
-            raise EngineError(f"OpenVINO computes in {used} on this processor: choose precision fp32")
+        core = openvino.Core()
+        with path.open("rb") as blob:
+            self._compiled = core.import_model(blob.read(), "CPU", _properties(spec, core))
         self._request = self._compiled.create_infer_request()
-        self.build_s = time.perf_counter() - start
+
+    @classmethod
+    def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        import openvino
+
+        core = openvino.Core()
+        properties = _properties(spec, core)
+        with tempfile.TemporaryDirectory() as folder:
+            exported = Path(folder) / "network.onnx"  # in fp32: OpenVINO rounds by the hint
+            export_onnx(network, spec, exported, engine=cls.name, floating="fp32", calibration=calibration)
+            model = core.read_model(exported)
+            if spec.ranged:
+                model.reshape([openvino.Dimension(1, spec.max_batch), *spec.frames_shape])
+            path.write_bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
     def _run(self, frames: Tensor) -> Tensor:
         import openvino
 
-        clips = frames.contiguous()
-        if missing := self.spec.max_batch - len(frames):
-            clips = torch.cat([clips, clips.new_zeros(missing, *self.spec.frames_shape)])
-        self._request.infer({0: openvino.Tensor(clips.numpy(), shared_memory=True)}, share_outputs=True)
-        return torch.from_numpy(self._request.get_output_tensor(0).data[: len(frames)].copy())
+        clips = openvino.Tensor(frames.contiguous().numpy(), shared_memory=True)
+        self._request.infer({0: clips}, share_outputs=True)
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
 
     def details(self) -> dict[str, object]:
         import openvino
@@ -60,13 +71,15 @@ class OpenVinoEngine(Engine):
             "openvino": openvino.__version__,
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": int(self._compiled.get_property("NUM_STREAMS")),
+            "floating_point": self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+            "file_bytes": self.file_bytes,
+            "from_cache": self.from_cache,
         }
 
-
-def why_openvino_unavailable(device: str) -> str | None:
-    """None if OpenVINO can run on `device`, else one line: what is missing, how to get it."""
-    if device_type(device) != "cpu":
-        return "OpenVINO runs on the CPU here: use the device cpu"
-    if importlib.util.find_spec("openvino") is None:
-        return "OpenVINO is not installed: pip install openvino"
-    return why_export_unavailable()
+    @staticmethod
+    def why_unavailable(device: str) -> str | None:
+        if device_type(device) != "cpu":
+            return "OpenVINO runs on the CPU here: use the device cpu"
+        if importlib.util.find_spec("openvino") is None:
+            return "OpenVINO is not installed: pip install openvino"
+        return why_export_unavailable()

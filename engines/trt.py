@@ -4,40 +4,54 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engines.base import Engine, EngineError, EngineSpec, EngineUnavailable, device_type
+from engines.base import (
+    QUANTISED,
+    Calibration,
+    EngineError,
+    EngineSpec,
+    EngineUnavailable,
+    FileEngine,
+    device_type,
+)
 from engines.onnx_export import export_onnx, why_export_unavailable
-from engines.trt_build import GET_LIBRARY, build_engine, cause, find_tensorrt, load_tensorrt, new_log
+from engines.trt_build import GET_LIBRARY, LIBRARIES, build_engine, cause, find_tensorrt, load_tensorrt, new_log
 
 
-class TrtEngine(Engine):
+class TrtEngine(FileEngine):
+    """The file is TensorRT's plan: for the card and driver it was built on; TensorRT-RTX's for every card it names."""
+
     name = "trt"
+    suffix = ".plan"
+    libraries = (*LIBRARIES, "onnx", "onnxscript")
 
-    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: EngineSpec, path: Path) -> None:
+        super().__init__(spec, path)
+        self.sizes = None if spec.ranged else (spec.max_batch,)
         trt = load_tensorrt()
-        start = time.perf_counter()
         self._library = f"{trt.__name__} {trt.__version__}"
         self._log = new_log(trt)
-        with tempfile.TemporaryDirectory() as folder, torch.cuda.device(spec.device):
-            path = Path(folder) / "network.onnx"
-            export_onnx(network, spec, path)
-            plan = build_engine(path, spec)
-            self._runtime, self._engine = load_engine(plan, self._log)
+        with torch.cuda.device(spec.device):
+            self._runtime, self._engine = load_engine(path.read_bytes(), self._log)
             self._context = self._create_context(trt)
         if self._context is None:
             raise EngineError(f"{self._library} cannot start this engine, try a smaller batch: {cause(self._log)}")
-        self._plan_bytes = len(plan)
         self._num_classes: int = self._engine.get_tensor_shape("logits")[1]
         self._run(torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device))
         torch.cuda.synchronize(spec.device)  # TensorRT-RTX compiles its kernels in the first call
-        self.build_s = time.perf_counter() - start
+
+    @classmethod
+    def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        base = "fp16" if spec.precision in QUANTISED else spec.precision
+        with tempfile.TemporaryDirectory() as folder, torch.cuda.device(spec.device):
+            exported = Path(folder) / "network.onnx"
+            export_onnx(network, spec, exported, engine=cls.name, floating=base, calibration=calibration)
+            path.write_bytes(build_engine(exported, spec))
 
     def _create_context(self, trt: Any) -> Any:
         self._cache = None
@@ -73,7 +87,8 @@ class TrtEngine(Engine):
         return {
             "tensorrt": self._library,
             "gpu": torch.cuda.get_device_name(self.spec.device),
-            "plan_bytes": self._plan_bytes,
+            "file_bytes": self.file_bytes,
+            "from_cache": self.from_cache,
             "runtime_cache": self._cache is not None,
         }
 
@@ -84,6 +99,29 @@ class TrtEngine(Engine):
                 _write(self._cache_path, bytes(self._cache.serialize()))
             del self._context, self._cache, self._engine, self._runtime  # in this order: each needs the next
         super().close()
+
+    @staticmethod
+    def why_unavailable(device: str) -> str | None:
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no CUDA GPU, and TensorRT runs on nothing else: use another engine"
+        if device_type(device) != "cuda":
+            return "TensorRT runs on a CUDA GPU only: use the device cuda"
+        library = find_tensorrt()
+        if library is None:
+            return f"TensorRT is not installed: {GET_LIBRARY}"
+        if library == "tensorrt_rtx":
+            try:
+                architectures = load_tensorrt().ComputeCapability.__members__
+            except EngineUnavailable as error:
+                return str(error)
+            major, minor = torch.cuda.get_device_capability(device)
+            if f"SM{major}{minor}" not in architectures:
+                known = ", ".join(name for name in architectures if name.startswith("SM"))
+                return (
+                    f"TensorRT-RTX has no compute capability {major}.{minor}, only {known}: "
+                    "pip install tensorrt, or use engine compile"
+                )
+        return why_export_unavailable()
 
 
 def load_engine(plan: bytes, log: Any) -> tuple[Any, Any]:
@@ -96,30 +134,6 @@ def load_engine(plan: bytes, log: Any) -> tuple[Any, Any]:
     if engine is None:
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot load this engine on this machine: {cause(log)}")
     return runtime, engine
-
-
-def why_trt_unavailable(device: str) -> str | None:
-    """None if TensorRT can run on `device`, else one line: what is missing, how to get it."""
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} sees no CUDA GPU, and TensorRT runs on nothing else: use another engine"
-    if device_type(device) != "cuda":
-        return "TensorRT runs on a CUDA GPU only: use the device cuda"
-    library = find_tensorrt()
-    if library is None:
-        return f"TensorRT is not installed: {GET_LIBRARY}"
-    if library == "tensorrt_rtx":
-        try:
-            architectures = load_tensorrt().ComputeCapability.__members__
-        except EngineUnavailable as error:
-            return str(error)
-        major, minor = torch.cuda.get_device_capability(device)
-        if f"SM{major}{minor}" not in architectures:
-            known = ", ".join(name for name in architectures if name.startswith("SM"))
-            return (
-                f"TensorRT-RTX has no compute capability {major}.{minor}, only {known}: "
-                "pip install tensorrt, or use engine compile"
-            )
-    return why_export_unavailable()
 
 
 def _cache_folder() -> Path:

@@ -58,7 +58,7 @@ def cause(log: Any) -> str:
 
 
 def build_engine(onnx_path: Path, spec: EngineSpec, build_log: list[str] | None = None) -> bytes:
-    """Build `onnx_path` for batches of 1 to spec.max_batch, fastest at the last; bytes to deserialize or keep.
+    """Build `onnx_path` for spec.max_batch clips, or from 1 to that; bytes to deserialize or keep.
 
     The precision is the ONNX file's own: networks are strongly typed, nothing is rounded here. A `build_log`
     is filled with all that TensorRT says, for `layer_report`. Raises EngineError with TensorRT's reason when
@@ -78,10 +78,11 @@ def build_engine(onnx_path: Path, spec: EngineSpec, build_log: list[str] | None 
     if has_gpu and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
-    profile = builder.create_optimization_profile()
-    largest = (spec.max_batch, *spec.frames_shape)
-    profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)
-    config.add_optimization_profile(profile)
+    if spec.ranged:
+        profile = builder.create_optimization_profile()
+        largest = (spec.max_batch, *spec.frames_shape)
+        profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)
+        config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config) if parser.parse_from_file(str(onnx_path)) else None
     if build_log is not None:
         build_log.extend(message for _, message in log.lines)

@@ -18,6 +18,7 @@ from tdn_bench.models import FrameClassifier, create_model
 SHAPE = (4, 5, 32, 32, 3)
 TDN_SHAPE = (4, 5, 64, 64, 3)
 SPEC = EngineSpec(SHAPE, max_batch=4)
+PLAIN = replace(SPEC, rewrite=False)
 NO_GPU = not torch.cuda.is_available()
 EXPORTED = ["onnx", "openvino"]
 
@@ -39,7 +40,7 @@ class Motion(nn.Module):
         x = self.motion(difference).relu().mean((2, 3)).unflatten(0, (frames.shape[0], -1))
         return self.head(x.mean(1)).float()
 
-    def fold_batch_norm(self) -> "Motion":
+    def for_inference(self, engine: str) -> "Motion":
         self.stem, self.norm = fuse_conv_bn_eval(self.stem, self.norm), nn.Identity()
         return self
 
@@ -79,11 +80,13 @@ def skip_unless_available(name: str, device: str = "cpu") -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.parametrize("ranged", [False, True])
 @pytest.mark.parametrize("name", EXPORTED)
-def test_engine_matches_eager_for_every_batch_size(name: str, network: nn.Module, frames: Tensor) -> None:
+def test_engine_matches_eager_for_every_batch_size(name: str, ranged: bool, network: nn.Module, frames: Tensor) -> None:
     skip_unless_available(name)
-    with create_engine("eager", network, SPEC) as eager, create_engine(name, network, SPEC) as engine:
-        assert (engine.name, engine.spec) == (name, SPEC)
+    spec = replace(SPEC, ranged=ranged)
+    with create_engine("eager", network, PLAIN) as eager, create_engine(name, network, spec) as engine:
+        assert (engine.name, engine.spec) == (name, spec)
         assert engine.build_s > 0
         for batch in (1, 3, 4, 1):
             logits = engine(frames[:batch])
@@ -129,7 +132,7 @@ def test_the_given_network_is_left_as_it_was(name: str) -> None:
 def test_copies_are_rounded_after_folding() -> None:
     network = Motion()
     nn.init.constant_(network.norm.running_var, 3)
-    copied = copy_network(network, "bf16", fold=True)
+    copied = copy_network(network, replace(SPEC, precision="bf16"), "eager")
     folded = network.stem.weight / (3 + network.norm.eps) ** 0.5
     torch.testing.assert_close(copied.stem.weight, folded.bfloat16(), rtol=0, atol=0)
 
@@ -154,7 +157,8 @@ def test_wrong_frames_are_refused_in_one_line(change, message: str, network: nn.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int8"}, "precision 'int8' is unknown: choose one of fp32, bf16, fp16"),
+        ({"precision": "int4"}, "precision 'int4' is unknown: choose one of fp32, tf32, bf16, fp16, int8, fp8"),
+        ({"keep": ("stem",)}, "keep names layers, but fp32 quantises none"),
         ({"max_batch": 0}, "max_batch is 0"),
         ({"frames_shape": (4, 5, 0, 32, 3)}, r"frames_shape is \(4, 5, 0, 32, 3\)"),
         ({"device": "gpu"}, "device 'gpu' is unknown: choose cpu, cuda"),
@@ -167,11 +171,11 @@ def test_wrong_specs_are_refused(arguments: dict, message: str) -> None:
 
 
 def test_unknown_engine_and_missing_precision_name_the_choices(network: nn.Module) -> None:
-    with pytest.raises(EngineError, match="engine 'tvm' is unknown: choose one of eager, compile, onnx"):
+    with pytest.raises(EngineError, match="engine 'tvm' is unknown: choose one of eager, compile, aoti, onnx"):
         create_engine("tvm", network, SPEC)
     with pytest.raises(EngineError, match="engine 'tvm' is unknown"):
         engines.why_unavailable("tvm", "cpu")
-    with pytest.raises(EngineError, match="engine 'onnx' has no fp16 on cpu: choose precision fp32"):
+    with pytest.raises(EngineError, match="engine 'onnx' has no fp16 on cpu: choose precision fp32 or int8"):
         create_engine("onnx", network, replace(SPEC, precision="fp16"))
 
 
@@ -231,7 +235,7 @@ def test_modules_import_without_their_libraries() -> None:
 def test_onnx_file_has_names_a_free_batch_and_nothing_else_beside_it(network, tmp_path, capfd, caplog) -> None:
     onnx = pytest.importorskip("onnx")
     with caplog.at_level(logging.WARNING, logger="torch.onnx"):
-        export_onnx(network, SPEC, tmp_path / "network.onnx")
+        export_onnx(network, replace(SPEC, ranged=True), tmp_path / "network.onnx", engine="onnx", floating="fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
     model = onnx.load(tmp_path / "network.onnx")
     (frames,), (logits,) = model.graph.input, model.graph.output
@@ -256,9 +260,9 @@ class DependsOnValues(Motion):
 def test_networks_that_cannot_be_exported_are_refused_in_one_line(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(EngineError, match="one batch size only"):
-        export_onnx(FreezesBatch(), SPEC, tmp_path / "a.onnx")
+        export_onnx(FreezesBatch(), replace(SPEC, ranged=True), tmp_path / "a.onnx", engine="onnx", floating="fp32")
     with pytest.raises(EngineError, match="does not export to ONNX in fp32") as caught:
-        export_onnx(DependsOnValues(), SPEC, tmp_path / "b.onnx")
+        export_onnx(DependsOnValues(), SPEC, tmp_path / "b.onnx", engine="onnx", floating="fp32")
     assert "\n" not in str(caught.value)
 
 

@@ -15,7 +15,7 @@ NO_GPU = not torch.cuda.is_available()
 
 
 def build(network: torch.nn.Module, spec: EngineSpec, folder: Path) -> tuple[bytes, list[LayerTypes]]:
-    export_onnx(network, spec, folder / "network.onnx")
+    export_onnx(network, spec, folder / "network.onnx", engine="trt", floating=spec.precision)
     log: list[str] = []
     try:
         return build_engine(folder / "network.onnx", spec, log), layer_report(log)

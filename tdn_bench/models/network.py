@@ -67,17 +67,21 @@ class SegmentNetwork(nn.Module):
         Raises ValueError for another T than the network's, sizes below 64, and, where more than the centre frame is
         read, another L than 5.
         """
-        self._check(clip)
+        self.check(clip)
         segments = clip.flatten(0, 1)  # (B·T, L, C, H, W)
         pictures = segments.flatten(0, 1) if self.all_frames else segments[:, segments.shape[1] // 2]
+        motion = None if self.short_term is None else self.short_term(segments)
+        return self.score(pictures, motion).unflatten(0, (clip.shape[0], -1)).mean(1)
+
+    def score(self, pictures: Tensor, motion: Tensor | None) -> Tensor:
+        """Pictures (N, C, H, W), and what the S-TDM made of their segments, to scores (N, num_classes)."""
         x = self.stem(pictures.contiguous(memory_format=torch.channels_last)).relu_()
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        if self.short_term is None:
+        if self.short_term is None or motion is None:
             x = self.res2(x)
             x = x if self.pool is None else self.pool(x)
             x = self.res3(x)
         else:
-            motion = self.short_term(segments)
             x = self.res2(self.short_term.fuse(x, motion))
             if self.short_term.res2 is not None:
                 motion = self.short_term.res2(motion)
@@ -86,10 +90,9 @@ class SegmentNetwork(nn.Module):
             if self.short_term.res3 is not None:
                 x = self.short_term.fuse(x, self.short_term.res3(motion))
         x = self.res5(self.res4(x))
-        x = self.dropout(x.mean((2, 3)))  # (N, c)
-        return self.classifier(x).unflatten(0, (clip.shape[0], -1)).mean(1)
+        return self.classifier(self.dropout(x.mean((2, 3))))
 
-    def _check(self, clip: Tensor) -> None:
+    def check(self, clip: Tensor) -> None:
         fixed = self.short_term is not None or self.all_frames
         if clip.shape[1] != self.num_segments or (fixed and clip.shape[2] != FRAMES_PER_SEGMENT):
             frames = f"{FRAMES_PER_SEGMENT} frames" if fixed else "any number of frames"
@@ -127,3 +130,9 @@ class FrameClassifier(nn.Module):
             if isinstance(module, (ConvBN, SpatioTemporalMotion)):
                 module.fold()
         return self
+
+    def for_inference(self, engine: str) -> nn.Module:
+        """This network, rewritten in place for inference by `engine`: the same logits to rounding, less work."""
+        from tdn_bench.models.inference import rewrite
+
+        return rewrite(self, engine)

@@ -117,13 +117,16 @@ class LongTermDifference(nn.Module):
         self.half_scale = ConvBN(squeezed, squeezed, 3, bias=False) if options.multi_scale else None
         self.expand = ConvBN(squeezed, channels, 1, bias=False)
 
-    def gate(self, difference: Tensor) -> Tensor:
-        """Map a difference (N, c/r, H, W) to a gate in (−0.5, 0.5), (N, c, H, W) or (N, c, 1, 1); with the fusion
+    def scales(self, difference: Tensor) -> Tensor:
+        """Map differences (N, c/r, H, W) to the mean of three scales, the same shape."""
+        if self.full_scale is None or self.half_scale is None:
+            return difference
+        half = upsample_to(self.half_scale(F.avg_pool2d(difference, 2)), difference)
+        return self.full_scale(difference).add_(half).add_(difference).div_(3)
+
+    def gate(self, y: Tensor) -> Tensor:
+        """Map scaled differences (N, c/r, H, W) to a gate in (−0.5, 0.5), (N, c, H, W) or (N, c, 1, 1); with the fusion
         "addition" to what is added."""
-        y = difference
-        if self.full_scale is not None and self.half_scale is not None:
-            half = upsample_to(self.half_scale(F.avg_pool2d(difference, 2)), difference)
-            y = self.full_scale(difference).add_(half).add_(difference).div_(3)
         if self.options.fusion == "channel_gate":
             y = y.mean((2, 3), keepdim=True)
         y = self.expand(y)
@@ -138,14 +141,14 @@ class LongTermDifference(nn.Module):
         edge = torch.zeros_like(f[:, :1])
         forward = torch.cat((self._compare(s[:, 1:], f[:, :-1]), edge), 1).flatten(0, 1)
         if not self.options.bidirectional:
-            return self._fuse(x, self.gate(forward), 1.0)
+            return self._fuse(x, self.gate(self.scales(forward)), 1.0)
         backward = torch.cat((edge, self._compare(s[:, :-1], f[:, 1:])), 1).flatten(0, 1)
         if self.training:  # each direction has its own batch statistics, as in the released training code
-            gates = self.gate(forward) + self.gate(backward)
-        else:  # one call for both: the same numbers, and 39 convolutions fewer in ResNet-50
-            both = self.gate(torch.cat((forward, backward)))
-            gates = both[:n] + both[n:]
-        return self._fuse(x, gates, 0.5)
+            forward, backward = self.scales(forward), self.scales(backward)
+        else:  # one call for both while they are small; apart again before they grow to c channels
+            both = self.scales(torch.cat((forward, backward)))
+            forward, backward = both[:n], both[n:]
+        return self._fuse(x, self.gate(forward) + self.gate(backward), 0.5)
 
     def _compare(self, neighbour: Tensor, own: Tensor) -> Tensor:
         return neighbour - own if self.options.operation == "difference" else (neighbour + own) / 2
@@ -163,8 +166,11 @@ class TemporalConv(nn.Module):
 
     Runs as a 2-D depthwise convolution with kernel (3, 1) on (B, c, T, H·W): in channels-last both the
     way there and back are views, and the vendor libraries have a fast kernel for it, which they lack for
-    Conv1d over a permuted tensor (`benchmarks/temporal_conv.py` measures the two).
+    Conv1d over a permuted tensor (`benchmarks/temporal_conv.py` measures the two). `as_conv3d` is for an engine
+    that is faster with the plain 3-D convolution.
     """
+
+    as_conv3d = False
 
     def __init__(self, channels: int, num_segments: int, shifted: int | None = None) -> None:
         super().__init__()
@@ -180,6 +186,10 @@ class TemporalConv(nn.Module):
         """Map (N, c, H, W) to the same shape."""
         n, c, h, w = x.shape
         t = self.num_segments
+        if self.as_conv3d:
+            video = x.unflatten(0, (-1, t)).transpose(1, 2)  # (B, c, T, H, W)
+            y = F.conv3d(video, self.weight[..., None, None], padding=(1, 0, 0), groups=c)
+            return y.transpose(1, 2).flatten(0, 1)
         y = x.permute(0, 2, 3, 1).reshape(n // t, t, h * w, c).permute(0, 3, 1, 2)  # (B, c, T, H·W)
         y = F.conv2d(y, self.weight.unsqueeze(-1), padding=(1, 0), groups=c)
         return y.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)

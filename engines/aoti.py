@@ -1,0 +1,60 @@
+"""AOTInductor: the network compiled ahead of time to a package that starts without compiling, and without its Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._inductor.package import load_package, package_aoti
+
+from engines.base import Calibration, EngineError, EngineSpec, FileEngine, copy_network, device_type, ladder
+from engines.pytorch import float32_as, keep_freed_memory, place, torch_details, why_no_compiler
+
+
+class AotiEngine(FileEngine):
+    """A package runs on the kind of processor or card it was compiled on, and nowhere else."""
+
+    name = "aoti"
+    suffix = ".pt2"
+    libraries = ("triton",)
+
+    def __init__(self, spec: EngineSpec, path: Path) -> None:
+        super().__init__(spec, path)
+        if device_type(spec.device) == "cpu":
+            keep_freed_memory()
+        index = torch.device(spec.device).index
+        self.sizes = ladder(spec)
+        self._compiled = {
+            size: load_package(str(path), f"batch{size}", device_index=-1 if index is None else index)
+            for size in self.sizes
+        }
+
+    @classmethod
+    def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        network = place(copy_network(network, spec, cls.name))
+        files = {}
+        with torch.no_grad(), float32_as(spec.precision):
+            for size in ladder(spec):
+                example = (torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device),)
+                try:
+                    exported = torch.export.export(network, example)
+                except (torch._dynamo.exc.UserError, ValueError, RuntimeError) as error:
+                    reason = str(error).strip().splitlines()[0]
+                    message = "this network does not export (eager and compile need no export)"
+                    raise EngineError(f"{message}: {reason}") from error
+                options = {"aot_inductor.package": True}
+                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)
+        package_aoti(str(path), files)
+
+    @torch.inference_mode()
+    def _run(self, frames: Tensor) -> Tensor:
+        with float32_as(self.spec.precision):
+            return self._compiled[len(frames)](frames.contiguous())
+
+    def details(self) -> dict[str, object]:
+        return torch_details() | {"file_bytes": self.file_bytes, "from_cache": self.from_cache}
+
+    @staticmethod
+    def why_unavailable(device: str) -> str | None:
+        return why_no_compiler(device)

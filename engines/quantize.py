@@ -1,0 +1,181 @@
+"""Post-training quantisation, explicit: ranges from real clips, QuantizeLinear/DequantizeLinear pairs in the ONNX graph.
+
+One scheme for every engine: activations by tensor, weights by output channel, both symmetric around zero, biases not
+quantised. Activations that are never negative (after a ReLU) may be uint8, which ONNX Runtime and OpenVINO take and
+TensorRT does not. An activation's range is clipped where its mean squared error, of rounding and of clipping, is least
+(as in Sung et al., arXiv 1511.06488).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.base import Calibration, EngineError
+
+BINS = 2048
+MIN_CHANNELS = 32  # a convolution with fewer channels on either side gains nothing from eight bits
+E4M3_MAX = 448  # the largest number of fp8 (E4M3)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a layer reads: values beyond ±`clip` are clipped; `signed` if any is negative."""
+
+    clip: float
+    signed: bool
+
+
+def quantisable(network: nn.Module, keep: Iterable[str] = ()) -> dict[str, nn.Conv2d]:
+    """The layers of `network` that quantisation is for, by name, without those named in `keep` or below such a name.
+
+    Raises EngineError for a name in `keep` that stands for no such layer.
+    """
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
+    }
+    for kept in keep:
+        found = [name for name in layers if name == kept or name.startswith(f"{kept}.")]
+        if not found:
+            example = next(iter(layers), "(this network has none)")
+            raise EngineError(f"keep names {kept!r}, which is no quantised layer; these are called like {example}")
+        for name in found:
+            del layers[name]
+    return layers
+
+
+@torch.inference_mode()
+def calibrate(network: nn.Module, calibration: Calibration, keep: Iterable[str] = ()) -> dict[str, Range]:
+    """The range of what each quantisable layer reads, over batches of uint8 frames; `network` is in eval mode."""
+    assert calibration
+    layers = quantisable(network, keep)
+    device = next(network.parameters()).device
+    lows, highs = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in layers}
+
+    def extremes(name: str, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        lows[name], highs[name] = min(lows[name], low.item()), max(highs[name], high.item())
+
+    def histogram(name: str, x: Tensor) -> None:
+        largest = max(highs[name], -lows[name])
+        if largest > 0:
+            counts[name] += torch.histc(x.float().abs(), BINS, 0, largest).double().cpu()
+
+    for observe in (extremes, histogram):
+        with _watching(layers, observe):
+            for frames in calibration:
+                network(frames.to(device))
+    return {
+        name: Range(_best_clip(counts[name], max(high, -lows[name]), 127 if lows[name] < 0 else 255), lows[name] < 0)
+        for name, high in highs.items()
+    }
+
+
+@contextmanager
+def _watching(layers: Mapping[str, nn.Module], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Calls observe(name, input) whenever one of the layers runs."""
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _best_clip(counts: Tensor, largest: float, levels: int) -> float:
+    """Where to clip |x| ≤ `largest`, given its histogram, so that the squared error of `levels` steps is least."""
+    if largest == 0:
+        return 1.0  # nothing ever came: any range will do
+    centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (largest / BINS)
+    clips = largest * torch.linspace(0.05, 1, 96, dtype=torch.float64)
+    clipping = (counts * (centres - clips[:, None]).clamp(min=0).square()).sum(1)
+    rounding = counts.sum() * (clips / levels).square() / 12
+    return clips[(clipping + rounding).argmin()].item()
+
+
+def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsigned: bool) -> None:
+    """Put Q/DQ pairs before both inputs of the named layers' convolutions in the exported `path`, in place.
+
+    `ranges` are by the names of the exported network's weights, without their ".weight". `unsigned` allows uint8.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name.removesuffix(".weight") in ranges}
+    eight = {  # signed or not: the type and its largest number
+        True: (TensorProto.FLOAT8E4M3FN, E4M3_MAX) if precision == "fp8" else (TensorProto.INT8, 127),
+        False: (TensorProto.FLOAT8E4M3FN, E4M3_MAX) if precision == "fp8" else (TensorProto.UINT8, 255),
+    }
+    nodes: list[onnx.NodeProto] = []
+    done: dict[object, str] = {}  # what was quantised once serves all that read it
+
+    def constant(name: str, values: np.ndarray, kind: int) -> str:
+        if kind == TensorProto.FLOAT8E4M3FN:  # numpy has no such type
+            raw = torch.from_numpy(np.array(values, np.float32)).to(torch.float8_e4m3fn).view(torch.uint8)
+            graph.initializer.append(helper.make_tensor(name, kind, values.shape, raw.numpy().tobytes(), raw=True))
+        else:
+            array = np.array(values).astype(helper.tensor_dtype_to_np_dtype(kind))
+            graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def pair(source: str, scale: np.ndarray, kind: int, floating: int) -> str:
+        names = [constant(f"{source}/scale{len(done)}", scale, floating)]
+        names.append(constant(f"{source}/zero{len(done)}", np.zeros(scale.shape, np.float32), kind))
+        eighth, back = f"{source}/eight{len(done)}", f"{source}/back{len(done)}"
+        if source in weights:
+            values = numpy_helper.to_array(weights[source]).astype(np.float32)
+            steps = values / scale.reshape(-1, *[1] * (values.ndim - 1))
+            constant(eighth, steps if precision == "fp8" else np.rint(steps), kind)
+        else:
+            nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
+        axis = {"axis": 0} if scale.ndim else {}
+        nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", **axis))
+        return back
+
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            weight = weights[node.input[1]]
+            found = ranges[weight.name.removesuffix(".weight")]
+            kind, top = eight[found.signed or not unsigned]
+            if (key := (node.input[0], found.clip)) not in done:
+                done[key] = pair(node.input[0], _scale(found.clip / top, weight.data_type), kind, weight.data_type)
+            if weight.name not in done:
+                kind, top = eight[True]
+                rows = numpy_helper.to_array(weight).astype(np.float32).reshape(weight.dims[0], -1)
+                scale = _scale(np.abs(rows).max(1) / top, weight.data_type)
+                done[weight.name] = pair(weight.name, scale, kind, weight.data_type)
+            node.input[0], node.input[1] = done[key], done[weight.name]
+        nodes.append(node)
+    lost = sorted(ranges.keys() - {name.removesuffix(".weight") for name in done if isinstance(name, str)})
+    assert not lost, f"the exporter renamed the weights of {lost}"
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    onnx.save(model, path)
+
+
+def _scale(value: np.ndarray | float, kind: int) -> np.ndarray:
+    """A scale as the graph can hold it: rounded to the weights' type, never zero."""
+    from onnx import helper
+
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    smallest = 2.0**-14 if dtype == np.float16 else 1e-30  # normal numbers only: those below lose their digits
+    return np.maximum(np.asarray(value, np.float32), smallest).astype(dtype).astype(np.float32)

@@ -1,0 +1,106 @@
+"""Networks rewritten for inference: the same logits to rounding, fewer passes over memory.
+
+Every rewriting here was measured to gain, each alone (`benchmarks/rewriting.py`, which also holds those that did not):
+
+- batch norms, and the division by the pixels' standard deviation, are folded into convolutions;
+- only the centre frame of a segment is normalised: the S-TDM's differences cancel the mean;
+- the L-TDM does not compute the differences that are zero, the last segment's forward and the first one's backward:
+  their gate is one value a channel, known beforehand;
+- the temporal convolution takes the form that the engine is fastest with.
+
+The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences are
+taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
+
+Shapes: B videos, T segments, L frames in a segment, C colours, N = B·T, c channels, r squeezed channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdn_bench.models.network import FrameClassifier
+from tdn_bench.models.resnet import ConvBN
+from tdn_bench.models.temporal_difference import LongTermDifference, LongTermOptions, TemporalConv, upsample_to
+
+
+def rewrite(classifier: FrameClassifier, engine: str) -> nn.Module:
+    """Rewrite `classifier`, in eval mode, in place, for `engine` (a name of `engines.ENGINES`)."""
+    classifier.fold_batch_norm()
+    for module in list(classifier.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is LongTermDifference and _is_plain(child.options):
+                setattr(module, name, InferenceLongTermDifference(child))
+        if isinstance(module, TemporalConv):
+            module.as_conv3d = engine == "onnx"
+    network = classifier.network
+    differs = network.short_term is None or network.short_term.options.operation == "difference"
+    return InferenceClassifier(classifier) if type(network.stem) is ConvBN and differs else classifier
+
+
+def _is_plain(options: LongTermOptions) -> bool:
+    """TDN's own L-TDM, not one of Table 1's."""
+    return options == LongTermOptions(stages=options.stages)
+
+
+class InferenceClassifier(nn.Module):
+    """A `FrameClassifier` whose stems have taken over the division by the standard deviation."""
+
+    def __init__(self, classifier: FrameClassifier) -> None:
+        super().__init__()
+        self.network = network = classifier.network
+        self.register_buffer("mean", classifier.mean, persistent=False)
+        std = classifier.std.flatten()
+        stems = [network.stem] if network.short_term is None else [network.stem, network.short_term.stem]
+        for stem in stems:
+            weight = stem.conv.weight
+            weight.data /= std.repeat(weight.shape[1] // 3).view(1, -1, 1, 1)
+
+    mean: Tensor
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """uint8 frames (B, T, L, H, W, C) → float32 logits (B, num_classes)."""
+        network, dtype = self.network, self.mean.dtype
+        clip = frames.permute(0, 1, 2, 5, 3, 4)
+        network.check(clip)
+        segments = clip.flatten(0, 1)  # (N, L, C, H, W)
+        centre = segments.flatten(0, 1) if network.all_frames else segments[:, segments.shape[1] // 2]
+        motion = None if network.short_term is None else network.short_term(segments.to(dtype))
+        scores = network.score(centre.to(dtype) - self.mean, motion)
+        return scores.unflatten(0, (frames.shape[0], -1)).mean(1).float()
+
+
+class InferenceLongTermDifference(nn.Module):
+    """TDN's L-TDM (`LongTermDifference`), its batch norms folded."""
+
+    def __init__(self, plain: LongTermDifference) -> None:
+        super().__init__()
+        assert plain.full_scale is not None
+        assert plain.half_scale is not None
+        self.num_segments = plain.num_segments
+        self.squeeze, self.smooth, self.expand = plain.squeeze, plain.smooth, plain.expand
+        self.full_scale, self.half_scale = plain.full_scale, plain.half_scale
+        for layer in (self.full_scale.conv, self.half_scale.conv):  # their share of the mean of three
+            assert layer.bias is not None
+            layer.weight.data /= 3
+            layer.bias.data /= 3
+        still = self.full_scale.conv.bias + self.half_scale.conv.bias  # what no difference comes to
+        self.register_buffer("still", still.detach(), persistent=False)
+
+    still: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, c, H, W) to the same shape."""
+        t = self.num_segments
+        f = self.squeeze(x)
+        s = self.smooth(f).unflatten(0, (-1, t))
+        f = f.unflatten(0, (-1, t))  # (B, T, r, H, W)
+        both = torch.cat((s[:, 1:] - f[:, :-1], s[:, :-1] - f[:, 1:]), 1).flatten(0, 1)  # (B·2(T−1), r, H, W)
+        half = upsample_to(self.half_scale(F.avg_pool2d(both, 2)), both)
+        y = torch.add(self.full_scale(both) + half, both, alpha=1 / 3).unflatten(0, (-1, 2 * (t - 1)))
+        still = self.still.view(1, 1, -1, 1, 1).expand(y.shape[0], 1, *y.shape[2:])
+        forward = torch.cat((y[:, : t - 1], still), 1).flatten(0, 1)
+        backward = torch.cat((still, y[:, t - 1 :]), 1).flatten(0, 1)
+        gates = torch.sigmoid(self.expand(forward)) + torch.sigmoid(self.expand(backward))
+        return x * (0.5 * gates + 0.5)  # = x + x⊙½(gate + gate), each gate σ − ½
