@@ -42,9 +42,7 @@ FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 _PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes)
 _MODULE_STATE = frozenset(vars(nn.Module()))  # what torch itself keeps in every module, `training` among it
 _HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
-_CODE = tuple(
-    "code exceptiontable flags names varnames freevars cellvars argcount posonlyargcount kwonlyargcount".split()
-)
+_CODE = ("code", "exceptiontable", "flags", "names", "varnames", "freevars", "cellvars", "argcount", "kwonlyargcount")
 _VERSIONED = sys.stdlib_module_names | {"torch"}  # packages that the key holds a version of
 
 
@@ -76,8 +74,11 @@ def engine_key(
     for cuda is one for any card. Raises NotCacheable.
     """
     graph = _Graph()
-    graph.add("network", network)
-    graph.finish()
+    try:
+        graph.add("network", network)
+        graph.finish()
+    except RecursionError as error:
+        raise NotCacheable("the network nests too deep for the engine cache") from error
     return {
         "engine": name,
         "spec": dataclasses.asdict(spec) | {"device": device_type(spec.device)},
@@ -114,7 +115,7 @@ def _processor() -> dict[str, Any]:
 
 def _card(device: str) -> dict[str, Any]:
     if not torch.cuda.is_available():
-        return {"card": None}
+        return {"card": None}  # built without the card, as TensorRT-RTX can
     card = torch.cuda.get_device_properties(device)
     return {
         "card": card.name,
@@ -142,7 +143,7 @@ def _digest(content: Any) -> str:
 
 def _tensor_digest(tensor: Tensor) -> str:
     """Of dtype, shape and values, wherever they lie and in whatever order."""
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_quantized:
         raise TypeError(f"a {type(tensor).__name__} may hold more than its values")
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _digest(f"{tensor.dtype} {tuple(tensor.shape)} {_digest(values.numpy())}".encode())
@@ -207,7 +208,7 @@ class _Graph:
             try:
                 content = _tensor_digest(value) if isinstance(value, Tensor) else _content(value)
             except (TypeError, RuntimeError, AttributeError) as error:
-                raise NotCacheable(f"{where} is a {kind.__qualname__}, unfit for the engine cache: {error}") from error
+                raise NotCacheable(f"{where} is a {kind.__qualname__}, unfit for the engine cache") from error
             self.add(where, content)
 
     def _add_code(self, where: str, values: Iterable[Any]) -> None:
