@@ -327,11 +327,12 @@ def cached(
             if not hit:
                 try:
                     _store(payload, key, build)
-                    prune(folder, keep_bytes)
                 except OSError as error:
                     if error.errno not in FOLDER_ERRORS:
                         raise
                     problem = error
+                with suppress(OSError):
+                    prune(folder, keep_bytes)
         if hit:
             with suppress(OSError):
                 os.utime(payload)  # for `prune`
@@ -345,14 +346,16 @@ def cached(
 def prune(folder: Path, keep_bytes: int = KEEP_BYTES) -> None:
     """Remove what dead builders left, and the least recently used entries beyond `keep_bytes`; none that is in use."""
     entries: dict[str, list[Path]] = defaultdict(list)
+    used_s: dict[str, float] = defaultdict(float)
+    size: dict[str, int] = defaultdict(int)
     for path in folder.iterdir():
         if re.fullmatch(r"[0-9a-f]{32}\.(?!lock$).*", path.name):
-            entries[path.name[:32]].append(path)
-    used_s, size = {}, {}
-    for stem, paths in entries.items():
-        stats = [path.lstat() for path in paths if os.path.lexists(path)]
-        used_s[stem] = max((stat.st_mtime for stat in stats), default=0)
-        size[stem] = sum(stat.st_size for stat in stats)
+            stem = path.name[:32]
+            with suppress(FileNotFoundError):  # removed meanwhile
+                stat = path.lstat()
+                entries[stem].append(path)
+                used_s[stem] = max(used_s[stem], stat.st_mtime)
+                size[stem] += stat.st_size
     total = 0
     for stem in sorted(entries, key=used_s.__getitem__, reverse=True):
         total += size[stem]
