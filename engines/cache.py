@@ -187,13 +187,13 @@ class _Graph:
         self._say(kind.__module__, kind.__qualname__)
         if kind in _PLAIN:
             self._say(repr(value))
-        elif kind in (tuple, list, dict):
+        elif kind in (tuple, list, dict, set, frozenset):
             items = [part for item in value.items() for part in item] if kind is dict else value
+            if kind in (set, frozenset):
+                items = sorted(value, key=repr)  # their own order differs from process to process
             self._say(len(items))
             for item in items:
                 self.add(where, item)
-        elif kind in (set, frozenset) and all(type(item) in _PLAIN for item in value):
-            self._say(sorted(map(repr, value)))
         elif isinstance(value, (nn.Module, type, FunctionType, ModuleType)):
             self._number(value)
         elif isinstance(value, MethodType):

@@ -199,6 +199,7 @@ def test_what_makes_no_difference_is_not_in_the_key() -> None:
     network.eval().requires_grad_(False)
     network.hidden[0].weight = nn.Parameter(network.hidden[0].weight.t().contiguous().t())  # other strides
     assert key_of(network) == before
+    assert key_of(network, replace(SPEC, device="cpu:0")) == before
     network(torch.zeros(1, 3, 8, 8))
     assert key_of(copy.deepcopy(network)) == before
 
@@ -213,6 +214,7 @@ class Net(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.arange(3.0))
         self.kinds, self.rule = {"near": Kind.NEAR, "far": Kind.FAR}, functools.partial(shift, by=2)
         self.names = {"one", "two", "three", "four"}
+        self.sets = [frozenset(Kind), {torch.float16, torch.bfloat16, torch.float32}, {("a", 1), ("b", 2), ("c", 3)}]
     def forward(self, x):
         return self.rule(x) if x.ndim in {1, 2, 3} or "one" in {"one", "two", "three"} else x
 """
