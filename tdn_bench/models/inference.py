@@ -8,8 +8,8 @@ Every rewriting here was measured to gain, each alone (`benchmarks/rewriting.py`
   their gate is one value a channel, known beforehand;
 - the temporal convolution takes the form that the engine is fastest with.
 
-The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences are
-taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
+The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences
+are taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
 
 Shapes: B videos, T segments, L frames in a segment, C colours, N = B·T, c channels, r squeezed channels, H, W pixels.
 """
@@ -81,12 +81,15 @@ class InferenceLongTermDifference(nn.Module):
         self.num_segments = plain.num_segments
         self.squeeze, self.smooth, self.expand = plain.squeeze, plain.smooth, plain.expand
         self.full_scale, self.half_scale = plain.full_scale, plain.half_scale
+        biases = []
         for layer in (self.full_scale.conv, self.half_scale.conv):  # their share of the mean of three
             assert layer.bias is not None
             layer.weight.data /= 3
             layer.bias.data /= 3
-        still = self.full_scale.conv.bias + self.half_scale.conv.bias  # what no difference comes to
-        self.register_buffer("still", still.detach(), persistent=False)
+            biases.append(layer.bias.data)
+        self.register_buffer(
+            "still", torch.stack(biases).sum(0), persistent=False
+        )  # what no difference at all comes to
 
     still: Tensor
 
