@@ -1,4 +1,4 @@
-"""Every engine and precision against the authors' formulation, and TDN against TSN; `python benchmarks/engine_speed.py`.
+"""Engines and precisions against the authors' formulation, and TDN against TSN: `make benchmark NAME=engine_speed`.
 
 Each contestant is a process of its own, with its own threads, memory and allocator. They take turns, one at a time
 (A B C … A B C …), so that a busy machine slows all of them, and the ratio is of medians. Engines that are files are
@@ -228,18 +228,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             found, raw = in_turn(contestants, config, Path(cache))
             figures |= found
             samples |= raw
-            print(
-                f"batch {batch}: {'':16s}{'ms/video':>10s}{'speed-up':>10s}{'difference':>12s}{'peak MB':>9s}{'ready s':>9s}"
-            )
+            print(f"batch {batch}: {'':16s}  ms/video speed-up difference peak MB ready s")
             for c in contestants:
-                ms = found[f"{c.name}_ms"]
-                figures[f"{c.name}_speedup"] = speedup = found[f"{contestants[0].name}_ms"] / ms
-                peak = found.get(f"{c.name}_peak_host_bytes", 0) / 1e6
-                print(
-                    f"  {c.engine:12s}{c.precision:10s}{ms / batch:12.1f}{speedup:9.2f}×{found[f'{c.name}_difference']:12.1e}"
-                    f"{peak:9.0f}{found[f'{c.name}_ready_s']:9.1f}",
-                    flush=True,
-                )
+                ms, first = found[f"{c.name}_ms"], found[f"{contestants[0].name}_ms"]
+                figures[f"{c.name}_speedup"] = first / ms
+                line = f"  {c.engine:12s}{c.precision:10s}{ms / batch:12.1f}{first / ms:8.2f}×"
+                line += f"{found[f'{c.name}_difference']:11.1e}{found.get(f'{c.name}_peak_host_bytes', 0) / 1e6:8.0f}"
+                print(f"{line}{found[f'{c.name}_ready_s']:8.1f}", flush=True)
         for name, precision in pairs if config.against_tsn else ():
             batch = config.batches[0]
             tdn, tsn = (Contestant(variant, name, precision, batch) for variant in ("tdn", "tsn"))

@@ -93,8 +93,8 @@ class InferenceLongTermDifference(nn.Module):
 
     still: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, c, H, W) to the same shape."""
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gates are made of (`LongTermDifference.directions`)."""
         t = self.num_segments
         f = self.squeeze(x)
         s = self.smooth(f).unflatten(0, (-1, t))
@@ -105,5 +105,10 @@ class InferenceLongTermDifference(nn.Module):
         still = self.still.view(1, 1, -1, 1, 1).expand(y.shape[0], 1, *y.shape[2:])
         forward = torch.cat((y[:, : t - 1], still), 1).flatten(0, 1)
         backward = torch.cat((still, y[:, t - 1 :]), 1).flatten(0, 1)
+        return forward, backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, c, H, W) to the same shape."""
+        forward, backward = self.directions(x)
         gates = torch.sigmoid(self.expand(forward)) + torch.sigmoid(self.expand(backward))
         return x * (0.5 * gates + 0.5)  # = x + x⊙½(gate + gate), each gate σ − ½
