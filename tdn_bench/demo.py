@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         common += ["--workers", str(config.workers)]
     with_tdn = ["--checkpoint", str(checkpoints["tdn"]), "--device", config.device]
     measurements = {f"engine {engine}": ["--engine", engine, *with_tdn] for engine in ENGINES}
+    measurements["engine openvino, int8"] = ["--engine", "openvino", "--precision", "int8", *with_tdn]
     measurements["engine eager, TSN"] = ["--checkpoint", str(checkpoints["tsn"]), "--name", "tsn-eager"]
     for where in dict.fromkeys(("cpu", device.type)):
         for backend in ("pyav", "dali") if where == "cpu" else ("dali",):

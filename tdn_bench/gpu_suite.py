@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from engines import (
     ENGINES,
+    PRECISIONS,
+    QUANTISED,
     EngineSpec,
     create_engine,
     default_precision,
@@ -50,7 +52,9 @@ from tdn_bench.environment import cores, machine_name, versions
 from tdn_bench.errors import UserError
 from tdn_bench.flags import NetworkFlags, pick_device
 from tdn_bench.models import FrameClassifier
-from tdn_bench.parity import check_engine
+from tdn_bench.models.gate_kernel import why_no_kernel
+from tdn_bench.models.temporal_difference import use_gate_kernel
+from tdn_bench.parity import check_engine, plain
 from tdn_bench.recipes import Precision, Recipe
 from tdn_bench.record import Record, latest_records, make_record, utc_now, write_record
 from tdn_bench.throughput import Throughput, measure
@@ -129,7 +133,7 @@ def full() -> Sizes:
         train_videos=512, validation_videos=256, loader_batches=(1, 4, 16, 64), loader_s=5,
         train_precisions=("fp32", "bf16", "fp16"), train_compiled=("fp32", "bf16", "fp16"),
         train_batch=32, train_epochs=3, train_compiler="inductor",
-        engine_precisions=("fp32", "bf16", "fp16"), engine_batches=(1, 16, 64), compile_batches=(1, 16, 64),
+        engine_precisions=PRECISIONS, engine_batches=(1, 16, 64, 256), compile_batches=(1, 16, 64, 256),
         timing_s=2, path_engines=ENGINES, path_batch=16, path_s=10, step_timeout_s=1500, threads=None,
     )  # fmt: skip
 
@@ -559,7 +563,7 @@ def engine(run: Run, *, name: str) -> Outcome:
         return found
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, else it would not agree with itself
     sizes = run.sizes
-    batches = sizes.compile_batches if name == "compile" else sizes.engine_batches
+    batches = sizes.compile_batches if name in ("compile", "aoti") else sizes.engine_batches
     if not batches:
         found.rows = [Row(name, "not run: left out of a dry run")]
         return found
@@ -567,14 +571,19 @@ def engine(run: Run, *, name: str) -> Outcome:
     flops = count_flops(classifier, run.frames(1), backward=False)
     found.figures["gflop_per_video"] = flops / 1e9
     precisions = set(sizes.engine_precisions) & set(supported_precisions(name, str(run.device)))
-    for precision in sorted(precisions):
+    # TDN's blocks with the Triton kernels too, in the engines that can run them
+    kernels = (False, True) if name == "compile" and why_no_kernel(run.device) is None else (False,)
+    for kernel, precision in product(kernels, sorted(precisions)):
+        if kernel:
+            use_gate_kernel(classifier)
         for batch in batches:
-            label = f"{precision}_batch{batch}"
+            label = f"{precision}_batch{batch}{'_gate_kernel' if kernel else ''}"
             frames = run.frames(batch)
             spec = EngineSpec(tuple(frames.shape[1:]), batch, precision, str(run.device))  # type: ignore[arg-type]
             try:
-                with create_engine(name, classifier, spec) as built:
-                    with create_engine("eager", classifier, replace(spec, precision="fp32")) as reference:
+                calibration = [run.frames(1)] if precision in QUANTISED else None
+                with create_engine(name, classifier, spec, calibration=calibration) as built:
+                    with create_engine("eager", run.network(), plain(spec)) as reference:
                         agreement = check_engine(built, reference, [frames], precision)
                     samples = time_calls(partial(built, frames), run.device, sizes.timing_s)
                     found.figures[f"{label}_build_s"] = built.build_s
@@ -585,7 +594,7 @@ def engine(run: Run, *, name: str) -> Outcome:
             ms = statistics.median(samples) / batch
             found.samples[f"{label}_ms"] = samples
             found.figures |= {f"{label}_ms_per_video": ms, f"{label}_tflop_per_s": flops / ms / 1e9}
-            title = f"{name}, {precision}, batch {batch}"
+            title = f"{name}, {precision}, batch {batch}{', gate kernel' if kernel else ''}"
             found.rows.append(Row(title, f"{ms:.3f} ms/video", flops / ms / 1e9))
     return found
 

@@ -106,7 +106,7 @@ def test_an_engine_that_is_not_the_network_is_not_timed(small_checkpoint, motion
 
     real = throughput.create_engine
 
-    def create(name, network, spec):
+    def create(name, network, spec, **_):
         engine = real("eager", network, spec)
         return Constant(engine) if name == "onnx" else engine
 
