@@ -10,6 +10,7 @@ import abc
 import copy
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ QUANTISED = ("int8", "fp8")  # calibrated; what is not quantised is in a floatin
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("eager", "compile", "aoti", "onnx", "openvino", "trt", "torch-trt")
 GPU_ONLY = ("trt", "torch-trt")
+IMPORTED_S = time.time()  # sources changed later are not what this process runs
 
 
 class EngineError(RuntimeError):
@@ -174,18 +176,23 @@ class FileEngine(Engine):
 
     @classmethod
     def create(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, cache: Path | None) -> Self:
-        if cache is None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"network{cls.suffix}"
-                cls.build(network, spec, calibration, path)
-                return cls(spec, path)
-        from engines.cache import cached, engine_key
+        if cache is not None:
+            from engines.cache import NotCacheable, cached, engine_key
 
-        key = engine_key(cls.name, network, spec, cls.libraries, calibration)
-        with cached(cache, key, partial(cls.build, network, spec, calibration), suffix=cls.suffix) as artifact:
-            engine = cls(spec, artifact.path)
-            engine.from_cache = artifact.hit
-            return engine
+            try:
+                key = engine_key(cls.name, network, spec, cls.libraries, calibration)
+            except NotCacheable as error:
+                warnings.warn(f"this engine is not kept: {error}", stacklevel=3)
+            else:
+                build = partial(cls.build, network, spec, calibration)
+                with cached(cache, key, build, suffix=cls.suffix) as artifact:
+                    engine = cls(spec, artifact.path)
+                    engine.from_cache = artifact.hit
+                    return engine
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"network{cls.suffix}"
+            cls.build(network, spec, calibration, path)
+            return cls(spec, path)
 
 
 def copy_network(network: nn.Module, spec: EngineSpec, engine: str, precision: str | None = None) -> nn.Module:
