@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.package import load_package, package_aoti
-from torch.export.pt2_archive._package_weights import Weights
 
 from engines.base import Calibration, EngineError, EngineSpec, FileEngine, copy_network, device_type, ladder
 from engines.pytorch import float32_as, keep_freed_memory, place, torch_details, why_no_compiler
@@ -24,6 +23,8 @@ class AotiEngine(FileEngine):
         super().__init__(spec, path)
         if device_type(spec.device) == "cpu":
             keep_freed_memory()
+        from torch._inductor.package import load_package
+
         index = torch.device(spec.device).index
         self.sizes = ladder(spec)
         self._compiled = {
@@ -33,8 +34,10 @@ class AotiEngine(FileEngine):
 
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        from torch._inductor.package import package_aoti
+
         network = place(copy_network(network, spec, cls.name))
-        files: dict[str, list[str | Weights]] = {}
+        files: dict[str, Any] = {}
         with torch.no_grad(), float32_as(spec.precision):
             for size in ladder(spec):
                 example = (torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device),)
@@ -45,7 +48,7 @@ class AotiEngine(FileEngine):
                     message = "this network does not export (eager and compile need no export)"
                     raise EngineError(f"{message}: {reason}") from error
                 options = {"aot_inductor.package": True}
-                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)  # type: ignore[assignment]
+                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)
         package_aoti(str(path), files)
 
     @torch.inference_mode()
