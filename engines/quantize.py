@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsig
             constant(eighth, steps if precision == "fp8" else np.rint(steps), kind)
         else:
             nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
-        axis = {"axis": 0} if scale.ndim else {}
+        axis: dict[str, Any] = {"axis": 0} if scale.ndim else {}
         nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", **axis))
         return back
 

@@ -60,14 +60,16 @@ class TrtEngine(FileEngine):
             if self._context is None:
                 raise EngineError(f"{self._library} cannot start this engine, try a smaller batch: {cause(self._log)}")
             self._num_classes: int = self._engine.get_tensor_shape("logits")[1]
-            self._stream = torch.cuda.Stream()  # TensorRT would synchronise the device at each call on the default one
+            # All work is on one stream of the engine's own: on torch's default one TensorRT would synchronise the device
+            # at each call, and no call may overwrite frames that the call before it is still reading.
+            self._stream = torch.cuda.Stream()
             self._frames = torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
             self._logits = self._frames.new_empty(spec.max_batch, self._num_classes, dtype=torch.float32)
-            self._launch(self._frames, self._logits)  # TensorRT-RTX compiles its kernels in the first call
+            self._run(self._frames)  # TensorRT-RTX compiles its kernels in the first call
             torch.cuda.synchronize()
             if not spec.ranged and not self._own_graph:
                 self._graph = self._record()
-            self._run(self._frames)  # TensorRT-RTX may record its graph in a second call
+            self._run(self._frames)  # and may record its graph in the second
             torch.cuda.synchronize()
 
     @classmethod
@@ -105,24 +107,27 @@ class TrtEngine(FileEngine):
             ) from error
         return graph
 
+    @torch.inference_mode()
     def _run(self, frames: Tensor) -> Tensor:
-        with torch.cuda.device(self._frames.device):
-            current = torch.cuda.current_stream()
-            if self.spec.ranged:
-                frames = frames.contiguous()
-                logits = frames.new_empty(len(frames), self._num_classes, dtype=torch.float32)
-            else:
-                frames, logits = self._frames.copy_(frames), self._logits
-            if self._graph is not None:
-                self._graph.replay()  # on torch's current stream
-                return logits.clone()
-            self._stream.wait_stream(current)
-            self._launch(frames, logits)
-            if self.spec.ranged:
-                frames.record_stream(self._stream)  # the caller may free them before TensorRT has read them
-                logits.record_stream(self._stream)
-            current.wait_stream(self._stream)
-            return logits if self.spec.ranged else logits.clone()
+        stream = self._stream
+        with torch.cuda.device(stream.device):
+            frames, current = frames.contiguous(), torch.cuda.current_stream()
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                if self.spec.ranged:
+                    logits = frames.new_empty(len(frames), self._num_classes, dtype=torch.float32)
+                    self._launch(frames, logits)
+                else:
+                    self._frames.copy_(frames)
+                    if self._graph is not None:
+                        self._graph.replay()
+                    else:
+                        self._launch(self._frames, self._logits)
+                    logits = self._logits.clone()
+            current.wait_stream(stream)
+        frames.record_stream(stream)  # the caller may free them before they have been read,
+        logits.record_stream(current)  # or these
+        return logits
 
     def layers(self) -> list[LayerTypes]:
         """The layers of the built engine and their types, as TensorRT tells them."""

@@ -108,8 +108,9 @@ def new_config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
         config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     if spec.ranged:
-        # One profile, at its best at max_batch. A second one for batch 1 would be built and kept beside it, and a switch
-        # between the two waits for the stream; whoever serves single clips builds a fixed engine of max_batch 1.
+        # One profile, at its best at max_batch. A second one for batch 1 would be built and kept beside it, and chosen
+        # anew from call to call; who serves single clips builds a fixed engine of max_batch 1. TensorRT-RTX compiles
+        # for the batch that comes.
         profile = builder.create_optimization_profile()
         largest = (spec.max_batch, *spec.frames_shape)
         profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)

@@ -112,11 +112,11 @@ class InferenceLongTermDifference(nn.Module):
 class ShiftedTemporalConv(nn.Module):
     """`TemporalConv` as a weighted sum of the features and of their shifts by a segment either way.
 
-    TensorRT makes one pointwise kernel of it, together with int8's rounding or, there, the gate before it. Around
-    `TemporalConv`'s 2-D form it copies twice, as it does not see that its permutations are views; it pads the 3-D form's
-    channels to twice as many in 16 bits. TDN-ResNet50, 8 × 224 × 224, batch 1, TensorRT-RTX 1.7 (`benchmarks` has no
-    card to time this on): kernels, and MB that they read and write, shifted / 2-D / 3-D: fp16 230, 905 / 256, 985 /
-    234, 987; fp32 221, 1761 / 247, 1921 / 234, 1838; int8 279, 1420 / 305, 1500 / 305, 1563.
+    TensorRT makes one pointwise kernel of it, in int8 with the rounding that follows. Around `TemporalConv`'s 2-D form
+    it copies twice, blind to the permutations being views; in 16 bits it pads the 3-D form's channels to twice as many.
+    Judged by the layers of the built engine alone, never timed: TDN-ResNet50, 8 × 224 × 224, batch 1, TensorRT-RTX 1.7;
+    kernels, and MB that they read and write, of the shifted / 2-D / 3-D form: fp16 230, 905 / 256, 985 / 234, 987;
+    fp32 221, 1761 / 247, 1921 / 234, 1838; int8 279, 1420 / 305, 1500 / 305, 1563.
     """
 
     def __init__(self, plain: TemporalConv) -> None:
