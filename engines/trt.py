@@ -60,8 +60,8 @@ class TrtEngine(FileEngine):
             if self._context is None:
                 raise EngineError(f"{self._library} cannot start this engine, try a smaller batch: {cause(self._log)}")
             self._num_classes: int = self._engine.get_tensor_shape("logits")[1]
-            # All work is on one stream of the engine's own: on torch's default one TensorRT would wait for the device at
-            # each call, and no call may overwrite frames that the call before it is still reading.
+            # All work is on one stream of the engine's own: on torch's default one TensorRT would wait for the device
+            # at each call, and no call may overwrite frames that the call before it is still reading.
             self._stream = torch.cuda.Stream()
             self._frames = torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
             self._logits = self._frames.new_empty(spec.max_batch, self._num_classes, dtype=torch.float32)
@@ -71,6 +71,8 @@ class TrtEngine(FileEngine):
                 self._graph = self._record()
             self._run(self._frames)  # and may record its graph in the second
             torch.cuda.synchronize()
+        if spec.ranged:
+            del self._frames, self._logits  # were for warming up only
 
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
