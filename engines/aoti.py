@@ -1,4 +1,4 @@
-"""AOTInductor: the network compiled ahead of time to a package that starts without compiling, and without its Python."""
+"""AOTInductor: the network compiled ahead of time, to a package that starts without compiling anything."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._inductor.package import load_package, package_aoti
+from torch.export.pt2_archive._package_weights import Weights
 
 from engines.base import Calibration, EngineError, EngineSpec, FileEngine, copy_network, device_type, ladder
 from engines.pytorch import float32_as, keep_freed_memory, place, torch_details, why_no_compiler
@@ -33,7 +34,7 @@ class AotiEngine(FileEngine):
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
         network = place(copy_network(network, spec, cls.name))
-        files = {}
+        files: dict[str, list[str | Weights]] = {}
         with torch.no_grad(), float32_as(spec.precision):
             for size in ladder(spec):
                 example = (torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device),)
@@ -44,7 +45,7 @@ class AotiEngine(FileEngine):
                     message = "this network does not export (eager and compile need no export)"
                     raise EngineError(f"{message}: {reason}") from error
                 options = {"aot_inductor.package": True}
-                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)
+                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)  # type: ignore[assignment]
         package_aoti(str(path), files)
 
     @torch.inference_mode()

@@ -43,8 +43,9 @@ class EngineSpec:
     """What an engine is built for: clips of `frames_shape` (T, L, H, W, C), at most `max_batch` at a time.
 
     Only max_batch clips at a time are computed, a smaller batch is filled up, unless it is `ranged`: then a batch costs
-    its own size, or with an engine that compiles for fixed sizes the next power of two. `rewrite` lets a network rewrite itself for inference (`for_inference`). `keep` names layers that
-    int8 and fp8 leave in floating point. Raises EngineError for a value that no engine could be built for.
+    its own size, or with an engine that compiles for fixed sizes the next power of two. `rewrite` lets a network
+    rewrite itself for inference (`for_inference`). `keep` names layers that int8 and fp8 leave in floating point.
+    Raises EngineError for a value that no engine could be built for.
     """
 
     frames_shape: tuple[int, int, int, int, int]

@@ -95,7 +95,7 @@ class EagerEngine(_TorchEngine):
 class CompileEngine(_TorchEngine):
     """torch.compile with the inductor back end; CUDA graphs on a GPU.
 
-    Compiled for fixed sizes (`ladder`): inductor's choice of convolution depends on the batch, and so does a CUDA graph.
+    Compiled for fixed sizes (`ladder`): inductor's choice of convolution depends on the batch, a CUDA graph too.
     Every batch is copied into one buffer: other strides or an inference tensor would each compile again while running.
     """
 

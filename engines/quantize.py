@@ -1,4 +1,4 @@
-"""Post-training quantisation, explicit: ranges from real clips, QuantizeLinear/DequantizeLinear pairs in the ONNX graph.
+"""Post-training quantisation, explicit: ranges from real clips, Quantize/DequantizeLinear pairs in the ONNX graph.
 
 One scheme for every engine: activations by tensor, weights by output channel, both symmetric around zero, biases not
 quantised. In fp8 weights, too, have one scale a tensor: a float needs no finer one, and TensorRT-RTX then has the
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +109,38 @@ def _best_clip(counts: Tensor, largest: float, levels: int) -> float:
     return clips[(clipping + rounding).argmin()].item()
 
 
+@contextmanager
+def simulated(network: nn.Module, ranges: Mapping[str, Range], precision: str, unsigned: bool) -> Iterator[None]:
+    """Within, the named layers of `network` compute as they will when quantised, in floating point."""
+    handles, weights = [], {}
+    for name, found in ranges.items():
+        layer = network.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        weights[name] = layer.weight.data
+        top = E4M3_MAX if precision == "fp8" else 127
+        scale = (layer.weight.data.abs().amax((1, 2, 3), keepdim=True) / top).clamp(min=1e-30)
+        layer.weight.data = _rounded(layer.weight.data / scale, top, precision) * scale
+        low, top = (0, 255) if unsigned and not found.signed and precision == "int8" else (-top, top)
+
+        def round_input(_: nn.Module, inputs: tuple[Tensor], step: float = found.clip / top, low: int = low) -> Tensor:
+            return _rounded(inputs[0] / step, round(-low or 255), precision).clamp(min=low) * step
+
+        handles.append(layer.register_forward_pre_hook(round_input))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, weight in weights.items():
+            network.get_submodule(name).weight.data = weight
+
+
+def _rounded(steps: Tensor, top: int, precision: str) -> Tensor:
+    """Steps as an eight-bit type holds them, clipped to ±top."""
+    steps = steps.clamp(-top, top)
+    return steps.to(torch.float8_e4m3fn).to(steps.dtype) if precision == "fp8" else steps.round()
+
+
 def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsigned: bool) -> None:
     """Put Q/DQ pairs before both inputs of the named layers' convolutions in the exported `path`, in place.
 
@@ -147,8 +178,7 @@ def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsig
             constant(eighth, steps if precision == "fp8" else np.rint(steps), kind)
         else:
             nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
-        axis: dict[str, Any] = {"axis": 0} if scale.ndim else {}
-        nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", **axis))
+        nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", axis=0))
         return back
 
     for node in graph.node:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 
+from engines import QUANTISED, EngineSpec
+from engines.cache import default_folder
 from pipelines.annotations import Annotations, read_dataset, read_lists
 from pipelines.clip import ClipSpec
-from pipelines.loader import BadClipPolicy, OnBadClip
+from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
 from pipelines.manifest import Manifest, build_manifest, default_cache
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
 from tdn_bench.errors import UserError
@@ -110,6 +113,54 @@ class LoaderFlags(DataFlags):
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"--max-bad-share {self.max_bad_share}: must be from 0 to 1")
         return BadClipPolicy(self.on_bad_clip, self.max_bad_share, self.verify_checksums, log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """How engines are built."""
+
+    ranged: bool = False
+    """Build for every batch size up to the largest, not for that one alone: a smaller batch then costs less."""
+    rewrite: bool = True
+    """Let the network rewrite itself for inference (the same logits to rounding)."""
+    keep: tuple[str, ...] = ()
+    """Layers that int8 and fp8 leave in floating point (`tdn-bench parity engines --per-layer` names those that
+    matter)."""
+    calibration_clips: int = 64
+    """Training clips from which int8 and fp8 take the ranges of activations."""
+    cache: bool = True
+    """Use engines that were built before, and keep those that are built now."""
+    cache_folder: Path | None = None
+    """Where engines are kept; default: ~/.cache/tdn_bench/engines."""
+
+    def kept_in(self) -> Path | None:
+        """The folder of the engine cache, None for none."""
+        return (self.cache_folder or default_folder()) if self.cache else None
+
+    def engine_spec(
+        self, frames_shape: tuple[int, int, int, int, int], max_batch: int, precision: str, device: str
+    ) -> EngineSpec:
+        """The flags as engines take them."""
+        return EngineSpec(
+            frames_shape, max_batch, precision, device, ranged=self.ranged, rewrite=self.rewrite, keep=self.keep
+        )
+
+    def calibration(
+        self, precision: str, manifest: Manifest, spec: ClipSpec, flags: LoaderFlags
+    ) -> list[Tensor] | None:
+        """Batches of uint8 frames for a precision that needs them, from the middle of training videos spread over the
+        whole split (the validation split where there is no training split)."""
+        if precision not in QUANTISED:
+            return None
+        if self.calibration_clips < 1:
+            raise UserError(f"--calibration-clips {self.calibration_clips}: must be at least 1")
+        videos = manifest.split("train") or manifest.split("validation")
+        if not videos:
+            raise UserError(f"{precision} is calibrated on videos, of which {manifest.name} has none")
+        chosen = videos[:: max(1, len(videos) // self.calibration_clips)][: self.calibration_clips]
+        policy = replace(flags.bad_clip_policy(), max_share=0.5)  # of a few clips
+        with ClipLoader(chosen, spec, 8, backend=flags.backend, workers=flags.workers, policy=policy) as loader:
+            return [batch.frames for batch in loader.epoch()]
 
 
 @dataclass(frozen=True, kw_only=True)

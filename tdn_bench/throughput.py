@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines import ENGINES, EngineSpec, EngineUnavailable, create_engine, default_precision, why_unavailable
+from engines import ENGINES, EngineUnavailable, create_engine, default_precision, why_unavailable
 from pipelines.clip import Stages
 from pipelines.loader import ClipLoader
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
-from tdn_bench.flags import LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.gpu_monitor import GpuMonitor
-from tdn_bench.parity import check_engine
+from tdn_bench.parity import check_engine, plain
 from tdn_bench.record import Record, make_record, write_record
 from tdn_bench.scores import Scores
 
@@ -37,13 +37,13 @@ CHECKED_BATCHES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput(NetworkFlags, LoaderFlags):
+class Throughput(EngineFlags, NetworkFlags, LoaderFlags):
     """Measure ms/video from file to label with one engine, or the loader alone. Without --data a small synthetic
     set is rendered once; without --checkpoint weights are fresh, and no accuracy is stated."""
 
-    engine: Literal["eager", "compile", "onnx", "openvino", "trt", "none"] = "eager"
+    engine: Literal["eager", "compile", "aoti", "onnx", "openvino", "trt", "torch-trt", "none"] = "eager"
     """What runs the network; `none` measures the loader alone. `tdn-bench doctor` says which are ready."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp8"] = "auto"
     """Of the network's arithmetic; auto is fp32 on a CPU and fp16 on a GPU."""
     subset: Literal["train", "validation"] = "validation"
     """Which videos."""
@@ -176,9 +176,13 @@ def measure(config: Throughput) -> Record:
         else:
             classifier = config.build(len(manifest.classes), device)
             clips = [b.frames for _, b in zip(range(CHECKED_BATCHES), loader.epoch(), strict=False)]
-            engine_spec = EngineSpec(spec.shape, config.batch_size, config.precision, str(device))
-            with create_engine(config.engine, classifier, engine_spec) as engine:
-                with create_engine("eager", classifier, replace(engine_spec, precision="fp32")) as reference:
+            engine_spec = config.engine_spec(spec.shape, config.batch_size, config.precision, str(device))
+            calibration = config.calibration(config.precision, manifest, spec, config)
+            with create_engine(
+                config.engine, classifier, engine_spec, calibration=calibration, cache=config.kept_in()
+            ) as engine:
+                del calibration
+                with create_engine("eager", classifier, plain(engine_spec)) as reference:
                     agreement = check_engine(engine, reference, clips, config.precision)
                 del classifier, reference, clips
                 timings, scores, monitor = _timed(loader, engine, config)

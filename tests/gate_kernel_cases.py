@@ -1,5 +1,6 @@
 """The kernels' numbers against a loop in float64; `test_gate_kernel.py` runs this, with TRITON_INTERPRET=1 or a GPU."""
 
+import copy
 import os
 
 import pytest
@@ -8,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdn_bench.models.gate_kernel import gated_temporal_conv, gated_temporal_conv_from_squeezed, why_no_kernel
-from tdn_bench.models.temporal_difference import LongTermDifference, TemporalConv
+from tdn_bench.models.inference import InferenceLongTermDifference
+from tdn_bench.models.resnet import ConvBN
+from tdn_bench.models.temporal_difference import (
+    LongTermDifference,
+    TemporalConv,
+    TemporalDifference,
+    use_gate_kernel,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -134,12 +142,39 @@ def test_modules_of_the_network():
     seen: list[Tensor] = []
     gate.eval().expand.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
     wanted = conv(gate(x)).double().cpu()
-    y, z = (m.contiguous(memory_format=torch.channels_last).chunk(2) for m in seen)
+    seen = [m.contiguous(memory_format=torch.channels_last) for m in seen]
+    y, z = seen[::2], seen[1::2]
     check(gated_temporal_conv(x, *z, conv.weight, 4), wanted)
     gate.expand.fold()
     expand = gate.expand.conv
     check(gated_temporal_conv_from_squeezed(x, *y, expand.weight.flatten(1), expand.bias, conv.weight, 4), wanted)
     assert not torch.allclose(F.sigmoid(z[0]), torch.tensor(0.5, device=DEVICE), atol=0.1)  # the gates do something
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_block_with_the_kernels_is_the_block(folded):
+    torch.manual_seed(0)
+    plain = TemporalDifference(64, 4)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, 0.2, 0.5)
+    plain = plain.to(DEVICE)
+    if folded:
+        plain.eval()
+        for module in plain.modules():
+            if isinstance(module, ConvBN):
+                module.fold()
+        plain.difference = InferenceLongTermDifference(plain.difference)
+    fused = copy.deepcopy(plain)
+    use_gate_kernel(fused)
+    results = []
+    for block in (plain, fused):
+        x = maps(8, 64, 6, 6, count=1)[0].requires_grad_(not folded)
+        with torch.set_grad_enabled(not folded):
+            out = block(x)
+            grads = torch.autograd.grad(out.square().mean(), [x, *block.parameters()]) if not folded else []
+        results.append([out.detach(), *grads])
+    for found, wanted in zip(results[1], results[0], strict=True):
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max() + 1e-7  # some gradients are zero
 
 
 def test_from_squeezed_refuses_a_gradient():

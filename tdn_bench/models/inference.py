@@ -9,8 +9,8 @@ Every rewriting here was measured to gain, each alone (`benchmarks/rewriting.py`
 - the temporal convolution takes the form that the engine is fastest with (for TensorRT by the layers of the built
   engine, not by time: `ShiftedTemporalConv`).
 
-The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences are
-taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
+The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences
+are taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
 
 Shapes: B videos, T segments, L frames in a segment, C colours, N = B·T, c channels, r squeezed channels, H, W pixels.
 """
@@ -33,7 +33,7 @@ def rewrite(classifier: FrameClassifier, engine: str) -> nn.Module:
         for name, child in list(module.named_children()):
             if type(child) is LongTermDifference and _is_plain(child.options):
                 setattr(module, name, InferenceLongTermDifference(child))
-            elif isinstance(child, TemporalConv) and engine in ("trt", "torch-trt"):
+            elif type(child) is TemporalConv and engine in ("trt", "torch-trt"):
                 setattr(module, name, ShiftedTemporalConv(child))
         if isinstance(module, TemporalConv):
             module.as_conv3d = engine == "onnx"
@@ -84,17 +84,20 @@ class InferenceLongTermDifference(nn.Module):
         self.num_segments = plain.num_segments
         self.squeeze, self.smooth, self.expand = plain.squeeze, plain.smooth, plain.expand
         self.full_scale, self.half_scale = plain.full_scale, plain.half_scale
+        biases = []
         for layer in (self.full_scale.conv, self.half_scale.conv):  # their share of the mean of three
             assert layer.bias is not None
             layer.weight.data /= 3
             layer.bias.data /= 3
-        still = self.full_scale.conv.bias + self.half_scale.conv.bias  # what no difference comes to
-        self.register_buffer("still", still.detach(), persistent=False)
+            biases.append(layer.bias.data)
+        self.register_buffer(
+            "still", torch.stack(biases).sum(0), persistent=False
+        )  # what no difference at all comes to
 
     still: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, c, H, W) to the same shape."""
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gates are made of (`LongTermDifference.directions`)."""
         t = self.num_segments
         f = self.squeeze(x)
         s = self.smooth(f).unflatten(0, (-1, t))
@@ -105,6 +108,11 @@ class InferenceLongTermDifference(nn.Module):
         still = self.still.view(1, 1, -1, 1, 1).expand(y.shape[0], 1, *y.shape[2:])
         forward = torch.cat((y[:, : t - 1], still), 1).flatten(0, 1)
         backward = torch.cat((still, y[:, t - 1 :]), 1).flatten(0, 1)
+        return forward, backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, c, H, W) to the same shape."""
+        forward, backward = self.directions(x)
         gates = torch.sigmoid(self.expand(forward)) + torch.sigmoid(self.expand(backward))
         return x * (0.5 * gates + 0.5)  # = x + x⊙½(gate + gate), each gate σ − ½
 

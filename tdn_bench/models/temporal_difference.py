@@ -132,8 +132,9 @@ class LongTermDifference(nn.Module):
         y = self.expand(y)
         return y if self.options.fusion == "addition" else torch.sigmoid(y) - 0.5
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, c, H, W) to the same shape, each segment compared with its two neighbours."""
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map (N, c, H, W) to what the gates are made of, (N, c/r, H, W): scaled differences to the next segment, and,
+        if bidirectional, to the previous one."""
         f = self.squeeze(x)
         n = f.shape[0]
         s = self.smooth(f).unflatten(0, (-1, self.num_segments))
@@ -141,13 +142,18 @@ class LongTermDifference(nn.Module):
         edge = torch.zeros_like(f[:, :1])
         forward = torch.cat((self._compare(s[:, 1:], f[:, :-1]), edge), 1).flatten(0, 1)
         if not self.options.bidirectional:
-            return self._fuse(x, self.gate(self.scales(forward)), 1.0)
+            return self.scales(forward), None
         backward = torch.cat((edge, self._compare(s[:, :-1], f[:, 1:])), 1).flatten(0, 1)
         if self.training:  # each direction has its own batch statistics, as in the released training code
-            forward, backward = self.scales(forward), self.scales(backward)
-        else:  # one call for both while they are small; apart again before they grow to c channels
-            both = self.scales(torch.cat((forward, backward)))
-            forward, backward = both[:n], both[n:]
+            return self.scales(forward), self.scales(backward)
+        both = self.scales(torch.cat((forward, backward)))  # one call while they are small; apart before they grow to c
+        return both[:n], both[n:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, c, H, W) to the same shape, each segment compared with its two neighbours."""
+        forward, backward = self.directions(x)
+        if backward is None:
+            return self._fuse(x, self.gate(forward), 1.0)
         return self._fuse(x, self.gate(forward) + self.gate(backward), 0.5)
 
     def _compare(self, neighbour: Tensor, own: Tensor) -> Tensor:
@@ -202,3 +208,34 @@ class TemporalDifference(nn.Sequential):
         super().__init__()
         self.difference = LongTermDifference(channels, num_segments, options=options)
         self.conv = TemporalConv(channels, num_segments)
+
+    gate_kernel = False  # `gate_kernel.py` computes both, on CUDA; not seen to be faster yet, so on request only
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, c, H, W) to the same shape."""
+        if not self.gate_kernel:
+            return self.conv(self.difference(x))
+        from tdn_bench.models.gate_kernel import gated_temporal_conv, gated_temporal_conv_from_squeezed
+
+        expand, weight, t = self.difference.expand, self.conv.weight, self.conv.num_segments
+        x = x.contiguous(memory_format=torch.channels_last)
+        forward, backward = self.difference.directions(x)
+        assert backward is not None
+        forward, backward = (y.contiguous(memory_format=torch.channels_last) for y in (forward, backward))
+        if isinstance(expand.bn, nn.Identity):  # folded, so for inference
+            bias = expand.conv.bias
+            return gated_temporal_conv_from_squeezed(
+                x, forward, backward, expand.conv.weight.flatten(1), bias, weight, t
+            )
+        return gated_temporal_conv(x, expand(forward), expand(backward), weight, t)
+
+
+def use_gate_kernel(network: nn.Module) -> None:
+    """Let every block of a TDN compute its gates and temporal convolution by the Triton kernels. Raises ValueError
+    where an L-TDM is not TDN's own."""
+    for module in network.modules():
+        if isinstance(module, TemporalDifference):
+            options = getattr(module.difference, "options", None)
+            if options is not None and options != LongTermOptions(stages=options.stages):
+                raise ValueError(f"the gate kernel computes TDN's own L-TDM, not {options}")
+            module.gate_kernel = True

@@ -1,0 +1,258 @@
+"""Engines and precisions against the authors' formulation, and TDN against TSN: `make benchmark NAME=engine_speed`.
+
+Each contestant is a process of its own, with its own threads, memory and allocator. They take turns, one at a time
+(A B C … A B C …), so that a busy machine slows all of them, and the ratio is of medians. Engines that are files are
+built by another process before, so that what is measured is a second start, and memory is what running takes. Before
+anything is timed, every contestant's logits are compared with the authors' formulation in float32.
+
+"authors" is TDN as released: eager, NCHW, Conv1d over permuted tensors, one direction after the other
+(`temporal_conv.PlainNetwork`). It gets normalised float clips; the engines get uint8 frames and normalise them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from temporal_conv import PlainNetwork
+from torch import Tensor, nn
+
+from engines import ENGINES, QUANTISED, EngineSpec, create_engine, supported_precisions, why_unavailable
+from engines.base import FileEngine, _engine_class
+from tdn_bench.cli import run_command
+from tdn_bench.environment import machine_name
+from tdn_bench.errors import UserError
+from tdn_bench.flags import pick_device
+from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.models.temporal_difference import TemporalConv
+from tdn_bench.models.variants import VARIANTS
+from tdn_bench.parity import TOLERANCE, compare
+from tdn_bench.record import make_record, write_record
+
+NUM_CLASSES, AUTHORS = 174, "authors"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time engines in turn, and write a record."""
+
+    engines: tuple[str, ...] = ()
+    """Which; default: all that are ready here."""
+    precisions: tuple[str, ...] = ()
+    """Which; default: all that the engine has."""
+    batches: tuple[int, ...] = (1, 4)
+    """Batch sizes; each is a round of its own."""
+    against_tsn: bool = True
+    """Also time every engine's TDN against its TSN, at the first batch size."""
+    backbone: str = "resnet50"
+    """resnet50, resnet101 or resnet_small."""
+    size: int = 224
+    """Height and width, pixels."""
+    rounds: int = 7
+    """Timed calls of each."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """Threads on the CPU; default: one a core."""
+    rewrite: bool = True
+    """Let the networks rewrite themselves for inference."""
+    results: Path | None = None
+    """Folder for the record; default: results/<machine>/."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One network in one engine and precision."""
+
+    variant: str
+    engine: str
+    precision: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}_{self.engine}_{self.precision}_batch{self.batch}"
+
+
+def make_network(variant: str, backbone: str) -> FrameClassifier:
+    """A network whose weights do something everywhere; the same in every process."""
+    torch.manual_seed(0)
+    spec = VARIANTS[variant]
+    network = create_model(f"{variant}_{backbone}", num_classes=NUM_CLASSES, num_segments=spec.num_segments).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+        if isinstance(module, TemporalConv):
+            nn.init.normal_(module.weight, std=3**-0.5)
+    return FrameClassifier(network).eval()
+
+
+def make_frames(variant: str, batch: int, size: int) -> Tensor:
+    """Smooth pictures that drift; the same in every process. The clips are uint8 (B, T, L, H, W, C)."""
+    spec, generator = VARIANTS[variant], torch.Generator().manual_seed(1)
+    count = spec.num_segments * spec.frames_per_segment
+    coarse = torch.rand(batch, 3, 2 + count // 8, 8, 8, generator=generator) * 255
+    clip = F.interpolate(coarse, size=(count, size, size), mode="trilinear")
+    frames = clip.permute(0, 2, 3, 4, 1).unflatten(1, (spec.num_segments, -1)).to(torch.uint8)
+    return frames.contiguous()
+
+
+def prepare(contestant: Contestant, config: Benchmark, cache: Path) -> Callable[[], Tensor]:
+    """The contestant, ready to be called."""
+    device = str(pick_device(config.device))
+    network = make_network(contestant.variant, config.backbone)
+    frames = make_frames(contestant.variant, contestant.batch, config.size).to(device)
+    if contestant.engine == AUTHORS:
+        clip = (frames.permute(0, 1, 2, 5, 3, 4).float() - network.mean.to(device)).div_(network.std.to(device))
+        plain, clip = PlainNetwork(network.network).eval().to(device), clip.contiguous()
+        return torch.inference_mode()(lambda: plain(clip))  # type: ignore[no-any-return]
+    shape = tuple(frames.shape[1:])
+    spec = EngineSpec(shape, contestant.batch, contestant.precision, device, rewrite=config.rewrite)  # type: ignore[arg-type]
+    calibration = [frames[:1]] if contestant.precision in QUANTISED else None
+    engine = create_engine(contestant.engine, network, spec, calibration=calibration, cache=cache)
+    return lambda: engine(frames)
+
+
+def serve(contestant: Contestant, config: Benchmark, cache: Path, pipe: Connection) -> None:
+    """A contestant's process: ready, then a timed call whenever the parent asks; last, the peak of its memory."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    start = time.perf_counter()
+    call = prepare(contestant, config, cache)
+    logits = call().float().cpu()
+    ready_s = time.perf_counter() - start
+    call()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # the peak counts from now: without export and compilation
+    cuda = pick_device(config.device).type == "cuda"
+    pipe.send((ready_s, logits))
+    while pipe.recv():
+        call()  # the processor's caches were the others' meanwhile
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        pipe.send(1000 * (time.perf_counter() - start))
+    status = Path("/proc/self/status").read_text() if clear.exists() else ""
+    peaks = {"host": 1024 * int(status.split("VmHWM:")[1].split()[0])} if status else {}
+    if cuda:
+        free, total = torch.cuda.mem_get_info()
+        peaks |= {"torch": torch.cuda.max_memory_allocated(), "card_in_use": total - free}
+    pipe.send(peaks)
+
+
+def build(contestants: Sequence[Contestant], config: Benchmark, cache: Path, pipe: Connection) -> None:
+    """Fill the cache, and say how long each took."""
+    for contestant in contestants:
+        start = time.perf_counter()
+        prepare(contestant, config, cache)
+        pipe.send(time.perf_counter() - start)
+
+
+def in_turn(contestants: Sequence[Contestant], config: Benchmark, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Time the contestants in turn: figures and samples."""
+    spawn = multiprocessing.get_context("spawn")
+    figures: dict[str, Any] = {}
+    files = [c for c in contestants if c.engine != AUTHORS and issubclass(_engine_class(c.engine), FileEngine)]
+    for contestant in files:
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=build, args=([contestant], config, cache, there))
+        process.start()
+        there.close()
+        figures[f"{contestant.name}_build_s"] = here.recv()
+        process.join()
+    pipes, processes, logits = [], [], []
+    for contestant in contestants:
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(contestant, config, cache, there), daemon=True)
+        process.start()
+        there.close()
+        ready_s, result = here.recv()
+        figures[f"{contestant.name}_ready_s"] = ready_s
+        pipes.append(here)
+        processes.append(process)
+        logits.append(result)
+    for contestant, result in zip(contestants, logits, strict=True):
+        reference = next(r for c, r in zip(contestants, logits, strict=True) if c.variant == contestant.variant)
+        difference = compare(result, reference).max_difference
+        figures[f"{contestant.name}_difference"] = difference
+        if not difference <= TOLERANCE[contestant.precision]:
+            raise UserError(
+                f"{contestant.name} differs by {difference:.1e} of the logits' deviation; nothing was timed"
+            )
+    samples: dict[str, list[float]] = {c.name: [] for c in contestants}
+    for _ in range(config.rounds):
+        for contestant, pipe in zip(contestants, pipes, strict=True):
+            pipe.send(True)
+            samples[contestant.name].append(pipe.recv())
+    for contestant, pipe, process in zip(contestants, pipes, processes, strict=True):
+        pipe.send(False)
+        figures |= {f"{contestant.name}_peak_{kind}_bytes": n for kind, n in pipe.recv().items()}
+        process.join()
+        figures[f"{contestant.name}_ms"] = statistics.median(samples[contestant.name])
+    return figures, {f"{name}_ms": times for name, times in samples.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print the ratios, write a record."""
+    import tyro
+
+    config = tyro.cli(Benchmark, args=argv, prog="benchmarks/engine_speed.py")
+    if min(config.rounds, config.threads or 1, *config.batches) < 1:
+        raise UserError("batch sizes, rounds and threads must be at least 1")
+    device = pick_device(config.device)
+    for name in config.engines:
+        if (reason := why_unavailable(name, str(device))) is not None:
+            raise UserError(f"--engines {name}: {reason}")
+    names = config.engines or tuple(n for n in ENGINES if why_unavailable(n, str(device)) is None)
+    pairs = [(n, p) for n in names for p in supported_precisions(n, str(device))]
+    pairs = [(n, p) for n, p in pairs if (p in config.precisions if config.precisions else (p != "fp16" or n == "trt"))]
+    figures: dict[str, Any] = {}
+    samples: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for batch in config.batches:
+            contestants = [Contestant("tdn", AUTHORS, "fp32", batch)]
+            contestants += [Contestant("tdn", name, precision, batch) for name, precision in pairs]
+            found, raw = in_turn(contestants, config, Path(cache))
+            figures |= found
+            samples |= raw
+            print(f"batch {batch}: {'':16s}  ms/video speed-up difference peak MB ready s")
+            for c in contestants:
+                ms, first = found[f"{c.name}_ms"], found[f"{contestants[0].name}_ms"]
+                figures[f"{c.name}_speedup"] = first / ms
+                line = f"  {c.engine:12s}{c.precision:10s}{ms / batch:12.1f}{first / ms:8.2f}×"
+                line += f"{found[f'{c.name}_difference']:11.1e}{found.get(f'{c.name}_peak_host_bytes', 0) / 1e6:8.0f}"
+                print(f"{line}{found[f'{c.name}_ready_s']:8.1f}", flush=True)
+        for name, precision in pairs if config.against_tsn else ():
+            batch = config.batches[0]
+            tdn, tsn = (Contestant(variant, name, precision, batch) for variant in ("tdn", "tsn"))
+            found, raw = in_turn([tdn, tsn], config, Path(cache))
+            ratio = found[f"{tdn.name}_ms"] / found[f"{tsn.name}_ms"]
+            figures |= {
+                f"{name}_{precision}_tdn_ms": found[f"{tdn.name}_ms"],
+                f"{name}_{precision}_tsn_ms": found[f"{tsn.name}_ms"],
+            }
+            figures[f"{name}_{precision}_tdn_to_tsn"] = ratio
+            samples |= {f"against_tsn_{key}": times for key, times in raw.items()}
+            print(f"TDN ÷ TSN, batch {batch}: {name:12s}{precision:6s}{ratio:7.3f}", flush=True)
+    record = make_record(
+        "benchmark", f"engines-{config.backbone}", figures=figures, samples=samples, settings=asdict(config),
+        device=device, details={"threads": config.threads or torch.get_num_threads(), "classes": NUM_CLASSES},
+    )  # fmt: skip
+    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

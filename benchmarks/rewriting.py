@@ -1,0 +1,192 @@
+"""What each rewriting for inference gains, and what those would that were dropped; `python benchmarks/rewriting.py`.
+
+One TDN in several forms, each built by the same engine, called in turn in one process (A B C … A B C …); ratios are of
+medians. The forms that `tdn_bench.models.inference` uses are added one after the other; the dropped ones are each put
+in the place of a part of the last. All forms must give the same logits before anything is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from engine_speed import make_frames, make_network
+from torch import Tensor, nn
+
+from engines import EngineSpec, create_engine
+from tdn_bench.cli import run_command
+from tdn_bench.environment import machine_name
+from tdn_bench.errors import UserError
+from tdn_bench.flags import pick_device
+from tdn_bench.models import FrameClassifier
+from tdn_bench.models.inference import InferenceClassifier, rewrite
+from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
+from tdn_bench.parity import TOLERANCE, compare
+from tdn_bench.record import make_record, write_record
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time the forms in turn, and write a record."""
+
+    engine: str = "openvino"
+    """Which engine runs them."""
+    precision: str = "fp32"
+    """In which precision."""
+    backbone: str = "resnet50"
+    """resnet50, resnet101 or resnet_small."""
+    batch_size: int = 1
+    """Clips."""
+    size: int = 224
+    """Height and width, pixels."""
+    rounds: int = 9
+    """Timed calls of each."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    results: Path | None = None
+    """Folder for the record; default: results/<machine>/."""
+
+
+class ExpandedTogether(LongTermDifference):
+    """Both directions in one call to the end: maps of c channels are joined and split."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.squeeze(x)
+        s, f = (y.unflatten(0, (-1, self.num_segments)) for y in (self.smooth(f), f))
+        edge = torch.zeros_like(f[:, :1])
+        forward = torch.cat((s[:, 1:] - f[:, :-1], edge), 1).flatten(0, 1)
+        backward = torch.cat((edge, s[:, :-1] - f[:, 1:]), 1).flatten(0, 1)
+        gates = self.gate(self.scales(torch.cat((forward, backward))))
+        return torch.addcmul(x, x, gates[: len(x)] + gates[len(x) :], value=0.5)
+
+
+class DifferencesInTheWeights(ShortTermDifference):
+    """The frames are pooled, and their differences taken by the stem's weights: 15 channels for 12."""
+
+    def forward(self, segments: Tensor) -> Tensor:
+        weight = self.stem.conv.weight.unflatten(1, (4, 3))
+        none = torch.zeros_like(weight[:, :1])
+        weight = (torch.cat((none, weight), 1) - torch.cat((weight, none), 1)).flatten(1, 2)
+        x = F.avg_pool2d(segments.flatten(1, 2).contiguous(memory_format=torch.channels_last), 2)
+        x = F.conv2d(x, weight, self.stem.conv.bias, stride=2, padding=3)
+        return F.max_pool2d(x.relu(), 3, stride=2, padding=1)
+
+
+class PoolInTheWeights(ShortTermDifference):
+    """Pooling and convolution as one, 14×14 with stride 4: four times the multiply-adds."""
+
+    def forward(self, segments: Tensor) -> Tensor:
+        weight = self.stem.conv.weight.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+        x = (segments[:, 1:] - segments[:, :-1]).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(x, weight, self.stem.conv.bias, stride=4, padding=6)
+        return F.max_pool2d(x.relu(), 3, stride=2, padding=1)
+
+
+class SlicesForConvolution(TemporalConv):
+    """Three products of a map with one weight a channel, shifted and summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        video = x.unflatten(0, (-1, self.num_segments))
+        w = self.weight.permute(2, 1, 0)[..., None, None]  # (3, 1, c, 1, 1)
+        edge = torch.zeros_like(video[:, :1])
+        before, after = torch.cat((edge, video[:, :-1]), 1), torch.cat((video[:, 1:], edge), 1)
+        return (before * w[0] + video * w[1] + after * w[2]).flatten(0, 1)
+
+
+def turn_into(network: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> nn.Module:
+    """Every `old` in `network` becomes a `new`, which has the same attributes."""
+    for module in network.modules():
+        if type(module) is old:
+            module.__class__ = new
+    return network
+
+
+def make_forms(classifier: FrameClassifier, engine: str) -> dict[str, nn.Module]:
+    """The forms by name; the first is the plain network, the last of those in use is "zero differences left out"."""
+    folded = copy.deepcopy(classifier).fold_batch_norm()
+    final = rewrite(copy.deepcopy(classifier), engine)
+    conv3d = any(m.as_conv3d for m in final.modules() if isinstance(m, TemporalConv))
+    for module in folded.modules():
+        if isinstance(module, TemporalConv):
+            module.as_conv3d = conv3d
+    normalised_once = InferenceClassifier(copy.deepcopy(folded))
+    other = copy.deepcopy(final)
+    for module in other.modules():
+        if isinstance(module, TemporalConv):
+            module.as_conv3d = not conv3d
+    change = lambda old, new: turn_into(copy.deepcopy(final), old, new)  # noqa: E731
+    together = turn_into(copy.deepcopy(normalised_once), LongTermDifference, ExpandedTogether)
+    return {
+        "plain": classifier,
+        "batch norm folded": folded,
+        "one frame normalised": normalised_once,
+        "zero differences left out": final,
+        "dropped: gates of both directions in one call": together,
+        "dropped: differences in the stem's weights": change(ShortTermDifference, DifferencesInTheWeights),
+        "dropped: pooling in the stem's weights": change(ShortTermDifference, PoolInTheWeights),
+        f"dropped: temporal convolution in {'2-D' if conv3d else '3-D'}": other,
+        "dropped: temporal convolution by slices": change(TemporalConv, SlicesForConvolution),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print the ratios, write a record."""
+    import tyro
+
+    config = tyro.cli(Benchmark, args=argv, prog="benchmarks/rewriting.py")
+    if min(config.rounds, config.batch_size) < 1:
+        raise UserError("batch size and rounds must be at least 1")
+    device = pick_device(config.device)
+    classifier = make_network("tdn", config.backbone).to(device)
+    frames = make_frames("tdn", config.batch_size, config.size).to(device)
+    shape: tuple[int, int, int, int, int] = tuple(frames.shape[1:])  # type: ignore[assignment]
+    spec = EngineSpec(shape, config.batch_size, config.precision, str(device), rewrite=False)
+    with torch.inference_mode():
+        wanted = classifier(frames).cpu()
+    with torch.no_grad():
+        forms = make_forms(classifier, config.engine)
+    calls, figures = {}, {}
+    for name, form in forms.items():
+        calls[name] = partial(create_engine(config.engine, form, spec), frames)
+        difference = figures[f"{name}_difference"] = compare(calls[name]().cpu(), wanted).max_difference
+        if config.precision == "fp32" and not difference <= TOLERANCE["fp32"]:
+            raise UserError(f"{name}: differs by {difference:.1e} of the logits' deviation; nothing was timed")
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(-2, config.rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= 0:
+                samples[name].append(1000 * (time.perf_counter() - start))
+    ms = {name: statistics.median(times) for name, times in samples.items()}
+    names = list(ms)
+    print(f"{config.engine} {config.precision}, {config.backbone}, batch {config.batch_size}")
+    for i, name in enumerate(names):
+        before = names[max(i - 1, 0)] if i < 4 else "zero differences left out"
+        if name.endswith("in one call"):
+            before = "one frame normalised"
+        figures |= {
+            f"{name}_ms": ms[name],
+            f"{name}_against": before,
+            f"{name}_gain_percent": 100 * (ms[before] / ms[name] - 1),
+        }  # type: ignore[dict-item]
+        print(f"  {name:48s}{ms[name]:9.1f} ms {100 * (ms[before] / ms[name] - 1):+7.1f} % against: {before}")
+    record = make_record(
+        "benchmark", f"rewriting-{config.engine}-{config.precision}", figures=figures,
+        samples={f"{name}_ms": times for name, times in samples.items()}, settings=asdict(config), device=device,
+        details={"threads": torch.get_num_threads()},
+    )  # fmt: skip
+    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
