@@ -19,7 +19,7 @@ from engines.quantize import calibrate, quantise_onnx
 OPSET = 22  # the first whose Conv takes bf16
 
 
-class _CastFirst(nn.Module):
+class CastFirst(nn.Module):
     """Casts the frames before the network touches them: TensorRT takes uint8 at the edge of a graph only."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
@@ -63,7 +63,7 @@ def export_onnx(
     try:
         with _quiet():
             torch.onnx.export(
-                _CastFirst(plain, DTYPES[floating]),
+                CastFirst(plain, DTYPES[floating]),
                 (example,),
                 path,
                 dynamo=True,

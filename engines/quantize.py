@@ -1,7 +1,9 @@
 """Post-training quantisation, explicit: ranges from real clips, Quantize/DequantizeLinear pairs in the ONNX graph.
 
 One scheme for every engine: activations by tensor, weights by output channel, both symmetric around zero, biases not
-quantised. Activations that are never negative (after a ReLU) may be uint8, which ONNX Runtime and OpenVINO take and
+quantised. In fp8 weights, too, have one scale a tensor: a float needs no finer one, and TensorRT-RTX then has the
+convolution write half precision; with a scale a channel it writes float32, which a second kernel reads and scales.
+Activations that are never negative (after a ReLU) may be uint8, which ONNX Runtime and OpenVINO take and
 TensorRT does not. An activation's range is clipped where its mean squared error, of rounding and of clipping, is least
 (as in Sung et al., arXiv 1511.06488).
 """
@@ -172,7 +174,7 @@ def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsig
         eighth, back = f"{source}/eight{len(done)}", f"{source}/back{len(done)}"
         if source in weights:
             values = numpy_helper.to_array(weights[source]).astype(np.float32)
-            steps = values / scale.reshape(-1, *[1] * (values.ndim - 1))
+            steps = values / scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.ndim else values / scale
             constant(eighth, steps if precision == "fp8" else np.rint(steps), kind)
         else:
             nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
@@ -188,8 +190,9 @@ def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsig
                 done[key] = pair(node.input[0], _scale(found.clip / top, weight.data_type), kind, weight.data_type)
             if weight.name not in done:
                 kind, top = eight[True]
-                rows = numpy_helper.to_array(weight).astype(np.float32).reshape(weight.dims[0], -1)
-                scale = _scale(np.abs(rows).max(1) / top, weight.data_type)
+                values = np.abs(numpy_helper.to_array(weight).astype(np.float32))
+                largest = values.max() if precision == "fp8" else values.reshape(weight.dims[0], -1).max(1)
+                scale = _scale(largest / top, weight.data_type)
                 done[weight.name] = pair(weight.name, scale, kind, weight.data_type)
             node.input[0], node.input[1] = done[key], done[weight.name]
         nodes.append(node)

@@ -1,8 +1,7 @@
-"""TensorRT and TensorRT-RTX: one code path, on a CUDA GPU, on torch's memory and torch's stream."""
+"""TensorRT and TensorRT-RTX: one code path, on a CUDA GPU, on torch's memory and in the order of torch's stream."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,30 @@ from engines.base import (
     FileEngine,
     device_type,
 )
+from engines.cache import default_folder
 from engines.onnx_export import export_onnx, why_export_unavailable
-from engines.trt_build import GET_LIBRARY, LIBRARIES, build_engine, cause, find_tensorrt, load_tensorrt, new_log
+from engines.trt_build import (
+    GET_LIBRARY,
+    LIBRARIES,
+    LayerTypes,
+    build_engine,
+    cause,
+    engine_layers,
+    find_tensorrt,
+    load_tensorrt,
+    new_log,
+    refuse_precision,
+    write_whole,
+)
 
 
 class TrtEngine(FileEngine):
-    """The file is TensorRT's plan: for the card and driver it was built on; TensorRT-RTX's for every card it names."""
+    """The file is TensorRT's plan: for the card and driver it was built on; TensorRT-RTX's for every card it names.
+
+    At a fixed batch size all kernels are launched at once, as a CUDA graph: TensorRT-RTX records its own, around
+    TensorRT torch does. A graph reads and writes the same memory at every call, so frames are copied there and logits
+    from there; a ranged engine works on the caller's frames.
+    """
 
     name = "trt"
     suffix = ".plan"
@@ -33,55 +50,90 @@ class TrtEngine(FileEngine):
     def __init__(self, spec: EngineSpec, path: Path) -> None:
         super().__init__(spec, path)
         self.sizes = None if spec.ranged else (spec.max_batch,)
-        trt = load_tensorrt()
+        self._trt = trt = load_tensorrt()
         self._library = f"{trt.__name__} {trt.__version__}"
         self._log = new_log(trt)
+        self._graph: torch.cuda.CUDAGraph | None = None
         with torch.cuda.device(spec.device):
             self._runtime, self._engine = load_engine(path.read_bytes(), self._log)
-            self._context = self._create_context(trt)
-        if self._context is None:
-            raise EngineError(f"{self._library} cannot start this engine, try a smaller batch: {cause(self._log)}")
-        self._num_classes: int = self._engine.get_tensor_shape("logits")[1]
-        self._run(torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device))
-        torch.cuda.synchronize(spec.device)  # TensorRT-RTX compiles its kernels in the first call
+            self._context, self._cache, self._own_graph = create_context(trt, self._engine, spec, _cache_path(trt))
+            if self._context is None:
+                raise EngineError(f"{self._library} cannot start this engine, try a smaller batch: {cause(self._log)}")
+            self._num_classes: int = self._engine.get_tensor_shape("logits")[1]
+            # All work is on one stream of the engine's own: on torch's default one TensorRT would wait for the device
+            # at each call, and no call may overwrite frames that the call before it is still reading.
+            self._stream = torch.cuda.Stream()
+            self._frames = torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
+            self._logits = self._frames.new_empty(spec.max_batch, self._num_classes, dtype=torch.float32)
+            self._run(self._frames)  # TensorRT-RTX compiles its kernels in the first call
+            torch.cuda.synchronize()
+            if not spec.ranged and not self._own_graph:
+                self._graph = self._record()
+            self._run(self._frames)  # and may record its graph in the second
+            torch.cuda.synchronize()
+        if spec.ranged:
+            del self._frames, self._logits  # were for warming up only
 
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        refuse_precision(spec)
         base = "fp16" if spec.precision in QUANTISED else spec.precision
+        trt = load_tensorrt()
+        timings = default_folder().parent / f"{trt.__name__}-{trt.__version__}.timings"
         with tempfile.TemporaryDirectory() as folder, torch.cuda.device(spec.device):
             exported = Path(folder) / "network.onnx"
             export_onnx(network, spec, exported, engine=cls.name, floating=base, calibration=calibration)
-            path.write_bytes(build_engine(exported, spec))
+            path.write_bytes(build_engine(exported, spec, timing_cache=timings))
 
-    def _create_context(self, trt: Any) -> Any:
-        self._cache = None
-        if not hasattr(self._engine, "create_runtime_config"):
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
-        if hasattr(config, "create_runtime_cache"):  # TensorRT-RTX: kernels compiled by earlier processes
-            self._cache = config.create_runtime_cache()
-            self._cache_path = _cache_folder() / f"{trt.__name__}-{trt.__version__}.cache"
-            if self._cache_path.exists():
-                self._cache.deserialize(self._cache_path.read_bytes())  # False, and empty, if not for this GPU
-            config.set_runtime_cache(self._cache)
-            # compile for a new batch size in its first call, not behind the calls that somebody is timing
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return self._engine.create_execution_context(config)
-
-    def _run(self, frames: Tensor) -> Tensor:
-        frames = frames.contiguous()
-        logits = torch.empty(len(frames), self._num_classes, device=frames.device)
+    def _launch(self, frames: Tensor, logits: Tensor) -> None:
+        """Queue the network on the engine's stream."""
         context = self._context
-        with torch.cuda.device(frames.device):
-            accepted = (
-                context.set_input_shape("frames", tuple(frames.shape))
-                and context.set_tensor_address("frames", frames.data_ptr())
-                and context.set_tensor_address("logits", logits.data_ptr())
-                and context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
-            )
+        accepted = (
+            context.set_input_shape("frames", tuple(frames.shape))
+            and context.set_tensor_address("frames", frames.data_ptr())
+            and context.set_tensor_address("logits", logits.data_ptr())
+            and context.execute_async_v3(self._stream.cuda_stream)
+        )
         if not accepted:
             raise EngineError(f"{self._library} failed on a batch of {len(frames)}: {cause(self._log)}")
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._launch(self._frames, self._logits)
+        except RuntimeError as error:  # torch's, or ours if TensorRT refused
+            reason = str(error).strip().partition("\n")[0]
+            raise EngineError(
+                f"{self._library} runs, but not in a CUDA graph, use a ranged engine: {reason}"
+            ) from error
+        return graph
+
+    @torch.inference_mode()
+    def _run(self, frames: Tensor) -> Tensor:
+        stream = self._stream
+        with torch.cuda.device(stream.device):
+            frames, current = frames.contiguous(), torch.cuda.current_stream()
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                if self.spec.ranged:
+                    logits = frames.new_empty(len(frames), self._num_classes, dtype=torch.float32)
+                    self._launch(frames, logits)
+                else:
+                    self._frames.copy_(frames)
+                    if self._graph is not None:
+                        self._graph.replay()
+                    else:
+                        self._launch(self._frames, self._logits)
+                    logits = self._logits.clone()
+            current.wait_stream(stream)
+        frames.record_stream(stream)  # the caller may free them before they have been read,
+        logits.record_stream(current)  # or these
         return logits
+
+    def layers(self) -> list[LayerTypes]:
+        """The layers of the built engine and their types, as TensorRT tells them."""
+        return engine_layers(self._trt, self._engine)
 
     def details(self) -> dict[str, object]:
         return {
@@ -90,14 +142,18 @@ class TrtEngine(FileEngine):
             "file_bytes": self.file_bytes,
             "from_cache": self.from_cache,
             "runtime_cache": self._cache is not None,
+            "cuda_graphs": self._own_graph or self._graph is not None,
+            **memory_bytes(self._trt, self._engine),
         }
 
     def close(self) -> None:
         if "_context" in self.__dict__:
             torch.cuda.synchronize(self.spec.device)
             if self._cache is not None:
-                _write(self._cache_path, bytes(self._cache.serialize()))
-            del self._context, self._cache, self._engine, self._runtime  # in this order: each needs the next
+                write_whole(_cache_path(self._trt), bytes(self._cache.serialize()))
+            # in this order: each needs the next. A constructor that failed has not got them all.
+            for name in ("_graph", "_context", "_cache", "_engine", "_runtime"):
+                self.__dict__.pop(name, None)
         super().close()
 
     @staticmethod
@@ -136,13 +192,35 @@ def load_engine(plan: bytes, log: Any) -> tuple[Any, Any]:
     return runtime, engine
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tdn_bench"
+def create_context(trt: Any, engine: Any, spec: EngineSpec, cache_path: Path) -> tuple[Any, Any, bool]:
+    """An execution context (None if there is no room), its cache of compiled kernels (None if it has none), and
+    whether it launches CUDA graphs of its own; the last two are TensorRT-RTX's."""
+    if not hasattr(engine, "create_runtime_config"):
+        return engine.create_execution_context(), None, False
+    config = engine.create_runtime_config()
+    cache = None
+    if hasattr(config, "create_runtime_cache"):  # kernels compiled by earlier processes
+        cache = config.create_runtime_cache()
+        if cache_path.is_file():
+            cache.deserialize(cache_path.read_bytes())  # False, and empty, if not for this GPU
+        config.set_runtime_cache(cache)
+        # compile for a new batch size in its first call, not behind the calls that somebody is timing
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    own_graph = not spec.ranged and hasattr(config, "cuda_graph_strategy")
+    if own_graph:
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config), cache, own_graph
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write all of `content` or nothing, also when another process writes the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+def memory_bytes(trt: Any, engine: Any) -> dict[str, int]:
+    """What the engine takes of the card's memory, as far as this version tells."""
+    found = {}
+    if hasattr(engine, "device_memory_size_v2"):
+        found["context_bytes"] = int(engine.device_memory_size_v2)
+    if hasattr(engine, "get_engine_stat"):
+        found["weights_bytes"] = int(engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return found
+
+
+def _cache_path(trt: Any) -> Path:
+    return default_folder().parent / f"{trt.__name__}-{trt.__version__}.cache"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,38 +58,89 @@ def cause(log: Any) -> str:
     return next((message for severity, message in log.lines if severity.endswith("ERROR")), "it logged no error")
 
 
-def build_engine(onnx_path: Path, spec: EngineSpec, build_log: list[str] | None = None) -> bytes:
+def refuse_precision(spec: EngineSpec) -> None:
+    """Raise EngineUnavailable if spec.device is a card without the spec's precision; before anything is built."""
+    if spec.precision == "fp8" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(spec.device)
+        if (major, minor) < (8, 9):
+            raise EngineUnavailable(
+                f"fp8 needs compute capability 8.9, this card has {major}.{minor}: choose precision int8 or fp16"
+            )
+
+
+def build_engine(
+    onnx_path: Path, spec: EngineSpec, build_log: list[str] | None = None, timing_cache: Path | None = None
+) -> bytes:
     """Build `onnx_path` for spec.max_batch clips, or from 1 to that; bytes to deserialize or keep.
 
-    The precision is the ONNX file's own: networks are strongly typed, nothing is rounded here. A `build_log`
-    is filled with all that TensorRT says, for `layer_report`. Raises EngineError with TensorRT's reason when
-    it cannot parse or build the file, EngineUnavailable when the library, or the GPU it builds on, is missing.
+    The precision is the ONNX file's own, and tf32 where that is fp32: networks are strongly typed, nothing is rounded
+    here. A `build_log` is filled with all that TensorRT says, for `layer_report`. What TensorRT times is kept in the
+    file `timing_cache`; TensorRT-RTX times nothing. Raises EngineError with TensorRT's reason when it cannot parse or
+    build the file, EngineUnavailable when the library, or the GPU it builds on, is missing.
     """
     trt = load_tensorrt()
-    has_gpu = torch.cuda.is_available()
-    if trt.__name__ == "tensorrt" and not has_gpu:
+    if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
         raise EngineUnavailable("tensorrt builds on the GPU it builds for, and torch sees none: use tensorrt_rtx")
     log = new_log(trt, verbose=build_log is not None)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    config = builder.create_builder_config()
-    if build_log is not None:
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if has_gpu and hasattr(config, "num_compute_capabilities"):
-        config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
-        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
-    if spec.ranged:
-        profile = builder.create_optimization_profile()
-        largest = (spec.max_batch, *spec.frames_shape)
-        profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)
-        config.add_optimization_profile(profile)
+    config = new_config(trt, builder, spec)
+    if timing_cache is not None and trt.__name__ == "tensorrt":
+        load_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config) if parser.parse_from_file(str(onnx_path)) else None
     if build_log is not None:
         build_log.extend(message for _, message in log.lines)
     if plan is None:
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot build this network: {cause(log)}")
+    if timing_cache is not None and trt.__name__ == "tensorrt":
+        save_timing_cache(config, timing_cache)
     return bytes(plan)
+
+
+def new_config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
+    """TensorRT's settings for `spec`."""
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine can list its layers; costs no time
+    if hasattr(trt.BuilderFlag, "TF32") and spec.precision != "tf32":  # set by default
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if torch.cuda.is_available() and hasattr(config, "num_compute_capabilities"):
+        config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    if spec.ranged:
+        # One profile, at its best at max_batch. A second one for batch 1 would be built and kept beside it, and chosen
+        # anew from call to call; who serves single clips builds a fixed engine of max_batch 1. TensorRT-RTX compiles
+        # for the batch that comes.
+        profile = builder.create_optimization_profile()
+        largest = (spec.max_batch, *spec.frames_shape)
+        profile.set_shape("frames", (1, *spec.frames_shape), largest, largest)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def load_timing_cache(config: Any, path: Path) -> None:
+    """Let a build start from the timings in `path`, or from none where they are of another version, card or damaged."""
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def save_timing_cache(config: Any, path: Path) -> None:
+    """Write what the build timed to `path`, with what other processes have written there meanwhile."""
+    cache = config.get_timing_cache()
+    others = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if others is not None:
+        cache.combine(others, ignore_mismatch=False)  # False, and nothing added, if they are of another version or card
+    write_whole(path, bytes(cache.serialize()))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write all of `content` or nothing, also when another process writes the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 @dataclass(frozen=True)
@@ -122,3 +174,8 @@ def layer_report(build_log: list[str]) -> list[LayerTypes]:
         )
         for match in _LAYER.finditer("\n".join(build_log))
     ]
+
+
+def engine_layers(trt: Any, engine: Any) -> list[LayerTypes]:
+    """The layers of a loaded engine, which takes a GPU: the inspector writes a layer a line, as the build log does."""
+    return layer_report([engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)])
