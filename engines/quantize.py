@@ -117,8 +117,8 @@ def simulated(network: nn.Module, ranges: Mapping[str, Range], precision: str, u
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
         weights[name] = layer.weight.data
-        top = E4M3_MAX if precision == "fp8" else 127
-        scale = (layer.weight.data.abs().amax((1, 2, 3), keepdim=True) / top).clamp(min=1e-30)
+        top, every = (E4M3_MAX, (0, 1, 2, 3)) if precision == "fp8" else (127, (1, 2, 3))
+        scale = (layer.weight.data.abs().amax(every, keepdim=True) / top).clamp(min=1e-30)
         layer.weight.data = _rounded(layer.weight.data / scale, top, precision) * scale
         low, top = (0, 255) if unsigned and not found.signed and precision == "int8" else (-top, top)
 

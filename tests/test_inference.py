@@ -38,7 +38,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.std()).item()
 
 
-@pytest.mark.parametrize("engine", ["eager", "onnx"])  # the two forms of the temporal convolution
+@pytest.mark.parametrize("engine", ["eager", "onnx", "trt"])  # the three forms of the temporal convolution
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_the_logits_stay(variant: str, engine: str) -> None:
