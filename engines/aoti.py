@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class AotiEngine(FileEngine):
 
         network = place(copy_network(network, spec, cls.name))
         files: dict[str, Any] = {}
-        with torch.no_grad(), float32_as(spec.precision):
+        with torch.no_grad(), float32_as(spec.precision), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch
             for size in ladder(spec):
                 example = (torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device),)
                 try:

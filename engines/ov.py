@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,15 +21,20 @@ def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if spec.precision == "bf16" and not has_bf16:  # OpenVINO would compute in f32 without an error
         raise EngineError("this processor has no bf16: choose precision fp32")
+    threads = torch.get_num_threads()
     return {
-        "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32" if spec.precision == "fp32" or not has_bf16 else "bf16",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1 if spec.ranged else min(spec.max_batch, threads),
     }
 
 
 class OpenVinoEngine(FileEngine):
-    """The file is OpenVINO's compiled network, for this kind of processor."""
+    """The file is OpenVINO's compiled network, for this kind of processor.
+
+    At a fixed batch size it is compiled for one clip, and the clips of a batch run beside each other, each on its share
+    of the threads: there is less to wait for than where all threads work on one layer (2 to 7 % on two cores).
+    """
 
     name = "openvino"
     suffix = ".blob"
@@ -35,13 +42,13 @@ class OpenVinoEngine(FileEngine):
 
     def __init__(self, spec: EngineSpec, path: Path) -> None:
         super().__init__(spec, path)
-        self.sizes = None if spec.ranged else (spec.max_batch,)
         import openvino
 
         core = openvino.Core()
         with path.open("rb") as blob:
             self._compiled = core.import_model(blob.read(), "CPU", _properties(spec, core))
-        self._request = self._compiled.create_infer_request()
+        count = 1 if spec.ranged else spec.max_batch
+        self._requests = [self._compiled.create_infer_request() for _ in range(count)]
 
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
@@ -51,7 +58,8 @@ class OpenVinoEngine(FileEngine):
         properties = _properties(spec, core)
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "network.onnx"  # in fp32: OpenVINO rounds by the hint
-            export_onnx(network, spec, exported, engine=cls.name, floating="fp32", calibration=calibration)
+            one = spec if spec.ranged else replace(spec, max_batch=1)
+            export_onnx(network, one, exported, engine=cls.name, floating="fp32", calibration=calibration)
             model = core.read_model(exported)
             if spec.ranged:
                 model.reshape([openvino.Dimension(1, spec.max_batch), *spec.frames_shape])
@@ -60,9 +68,14 @@ class OpenVinoEngine(FileEngine):
     def _run(self, frames: Tensor) -> Tensor:
         import openvino
 
-        clips = openvino.Tensor(frames.contiguous().numpy(), shared_memory=True)
-        self._request.infer({0: clips}, share_outputs=True)
-        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+        clips = frames.contiguous().numpy()
+        parts = [clips] if self.spec.ranged else [clips[i : i + 1] for i in range(len(clips))]
+        requests = self._requests[: len(parts)]
+        for request, part in zip(requests, parts, strict=True):
+            request.start_async({0: openvino.Tensor(part, shared_memory=True)}, share_inputs=True)
+        for request in requests:
+            request.wait()
+        return torch.from_numpy(np.concatenate([request.get_output_tensor(0).data for request in requests]))
 
     def details(self) -> dict[str, object]:
         import openvino

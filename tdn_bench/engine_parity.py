@@ -76,7 +76,7 @@ def run(config: Engines) -> None:
         policy=config.bad_clip_policy(),
     ) as loader:  # fmt: skip
         batches = list(loader.epoch())
-    whole = config.engine_spec(spec.shape, config.batch_size, "fp32", config.device)
+    whole = replace(config, keep=()).engine_spec(spec.shape, config.batch_size, "fp32", config.device)
     with create_engine("eager", network, plain(whole)) as eager:
         wanted = scores(eager, batches)
     labelled = config.checkpoint is not None
@@ -148,7 +148,7 @@ def scores(classify: Callable[[Tensor], Tensor], batches: Sequence[ClipBatch]) -
 
 
 def _accuracy(found: Scores, labelled: bool) -> dict[str, float]:
-    return {"top1_percent": found.top(1), "top5_percent": found.top(5)} if labelled else {}
+    return {f"accuracy_top{k}_percent": found.top(k) for k in (1, 5)} if labelled else {}
 
 
 def _row(name: str, precision: str, agreement: Agreement, accuracy: dict[str, float], build_s: float) -> str:
@@ -226,7 +226,7 @@ def per_layer(
             rows[-1] |= {"alone": value, "share": value**2 / total}
             line += f"   alone {value:.1e} of the logits' deviation, {value**2 / total:4.0%} of the squared error"
         print(line)
-    costly = [f"{row['layer']}.conv" for row in rows if row.get("share", 0) > COSTLY / len(alone)]
+    costly = [f"{row['layer']}.conv" for row in rows if row.get("share", 0) > COSTLY / max(1, len(alone))]
     if costly:
         print(f"  more than {COSTLY} times an even share of the error: --keep {' '.join(costly)}")
     return rows

@@ -586,6 +586,9 @@ def engine(run: Run, *, name: str) -> Outcome:
                     with create_engine("eager", run.network(), plain(spec)) as reference:
                         agreement = check_engine(built, reference, [frames], precision)
                     samples = time_calls(partial(built, frames), run.device, sizes.timing_s)
+                    if run.device.type == "cuda":  # of all that holds any: TensorRT's memory is not torch's
+                        free, total = torch.cuda.mem_get_info(run.device)
+                        found.figures[f"{label}_card_in_use_bytes"] = total - free
                     found.figures[f"{label}_build_s"] = built.build_s
                     found.details[label] = {"engine": built.details(), "agreement_with_eager_fp32": asdict(agreement)}
             except (RuntimeError, UserError) as e:  # cannot be built, disagrees, out of memory: the others still count
