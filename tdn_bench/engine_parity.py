@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engines import ENGINES, QUANTISED, EngineError, EngineSpec, create_engine, supported_precisions, why_unavailable
 from engines.base import copy_network
-from engines.quantize import calibrate, simulated
+from engines.quantize import calibrate, quantisable, simulated
 from pipelines.clip import ClipBatch
 from pipelines.loader import ClipLoader
 from tdn_bench.errors import UserError
@@ -71,6 +71,7 @@ def run(config: Engines) -> None:
         raise UserError(f"--subset {config.subset}: {manifest.name} has no such videos")
     videos = videos[:: max(1, len(videos) // config.limit)][: config.limit]
     network = config.build(len(manifest.classes), torch.device(config.device))
+    quantisable(network, config.keep)  # a name that is no layer's is a mistake, not an engine's failure
     with ClipLoader(
         videos, spec, config.batch_size, backend=config.backend, device=config.device, workers=config.workers,
         policy=config.bad_clip_policy(),
