@@ -26,10 +26,12 @@ from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
 from tdn_bench.models import FrameClassifier
-from tdn_bench.models.inference import InferenceClassifier, rewrite
+from tdn_bench.models.inference import rewrite
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
 from tdn_bench.parity import TOLERANCE, compare
 from tdn_bench.record import make_record, write_record
+
+FINAL = "one frame normalised"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ class ExpandedTogether(LongTermDifference):
         backward = torch.cat((edge, s[:, :-1] - f[:, 1:]), 1).flatten(0, 1)
         gates = self.gate(self.scales(torch.cat((forward, backward))))
         return torch.addcmul(x, x, gates[: len(x)] + gates[len(x) :], value=0.5)
+
+
+class ZeroDifferencesLeftOut(LongTermDifference):
+    """The last segment's forward difference and the first one's backward are not computed: they are zero, and what the
+    two scales (batch norms folded) make of zero is one value a channel."""
+
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        t, f = self.num_segments, self.squeeze(x)
+        s, f = (y.unflatten(0, (-1, t)) for y in (self.smooth(f), f))
+        both = torch.cat((s[:, 1:] - f[:, :-1], s[:, :-1] - f[:, 1:]), 1).flatten(0, 1)  # (B·2(T−1), r, H, W)
+        y = self.scales(both).unflatten(0, (-1, 2 * (t - 1)))
+        still = (self.full_scale.conv.bias + self.half_scale.conv.bias).div(3).view(1, 1, -1, 1, 1)
+        still = still.expand(y.shape[0], 1, *y.shape[2:])
+        forward, backward = torch.cat((y[:, : t - 1], still), 1), torch.cat((still, y[:, t - 1 :]), 1)
+        return forward.flatten(0, 1), backward.flatten(0, 1)
 
 
 class DifferencesInTheWeights(ShortTermDifference):
@@ -109,26 +126,22 @@ def turn_into(network: nn.Module, old: type[nn.Module], new: type[nn.Module]) ->
 
 
 def make_forms(classifier: FrameClassifier, engine: str) -> dict[str, nn.Module]:
-    """The forms by name; the first is the plain network, the last of those in use is "zero differences left out"."""
-    folded = copy.deepcopy(classifier).fold_batch_norm()
+    """The forms by name; the first is the plain network, the third the one that is used."""
     final = rewrite(copy.deepcopy(classifier), engine)
     conv3d = any(m.as_conv3d for m in final.modules() if isinstance(m, TemporalConv))
-    for module in folded.modules():
-        if isinstance(module, TemporalConv):
-            module.as_conv3d = conv3d
-    normalised_once = InferenceClassifier(copy.deepcopy(folded))
+    folded = copy.deepcopy(classifier).fold_batch_norm()
     other = copy.deepcopy(final)
-    for module in other.modules():
-        if isinstance(module, TemporalConv):
-            module.as_conv3d = not conv3d
+    for form, in_3d in ((folded, conv3d), (other, not conv3d)):
+        for module in form.modules():
+            if isinstance(module, TemporalConv):
+                module.as_conv3d = in_3d
     change = lambda old, new: turn_into(copy.deepcopy(final), old, new)  # noqa: E731
-    together = turn_into(copy.deepcopy(normalised_once), LongTermDifference, ExpandedTogether)
     return {
         "plain": classifier,
         "batch norm folded": folded,
-        "one frame normalised": normalised_once,
-        "zero differences left out": final,
-        "dropped: gates of both directions in one call": together,
+        FINAL: final,
+        "dropped: zero differences left out": change(LongTermDifference, ZeroDifferencesLeftOut),
+        "dropped: gates of both directions in one call": change(LongTermDifference, ExpandedTogether),
         "dropped: differences in the stem's weights": change(ShortTermDifference, DifferencesInTheWeights),
         "dropped: pooling in the stem's weights": change(ShortTermDifference, PoolInTheWeights),
         f"dropped: temporal convolution in {'2-D' if conv3d else '3-D'}": other,
@@ -171,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = list(ms)
     print(f"{config.engine} {config.precision}, {config.backbone}, batch {config.batch_size}")
     for i, name in enumerate(names):
-        before = names[max(i - 1, 0)] if i < 4 else "zero differences left out"
-        if name.endswith("in one call"):
-            before = "one frame normalised"
+        before = FINAL if name.startswith("dropped") else names[max(i - 1, 0)]
         figures |= {
             f"{name}_ms": ms[name],
             f"{name}_against": before,

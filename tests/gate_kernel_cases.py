@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdn_bench.models.gate_kernel import gated_temporal_conv, gated_temporal_conv_from_squeezed, why_no_kernel
-from tdn_bench.models.inference import InferenceLongTermDifference
 from tdn_bench.models.resnet import ConvBN
 from tdn_bench.models.temporal_difference import (
     LongTermDifference,
@@ -163,7 +162,6 @@ def test_a_block_with_the_kernels_is_the_block(folded):
         for module in plain.modules():
             if isinstance(module, ConvBN):
                 module.fold()
-        plain.difference = InferenceLongTermDifference(plain.difference)
     fused = copy.deepcopy(plain)
     use_gate_kernel(fused)
     results = []

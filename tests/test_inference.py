@@ -72,7 +72,7 @@ def test_zero_differences_are_not_computed() -> None:
     plain = network.network.res3[0].temporal.difference
     assert isinstance(plain, LongTermDifference)
     (before,) = seen(plain.full_scale, network, frames)
-    rewritten = network.for_inference("eager")
+    rewritten = network.for_inference("trt")
     difference = rewritten.network.res3[0].temporal.difference
     assert isinstance(difference, InferenceLongTermDifference)
     (after,) = seen(difference.full_scale, rewritten, frames)

@@ -1,13 +1,12 @@
 """Networks rewritten for inference: the same logits to rounding, fewer passes over memory.
 
-Every rewriting here was measured to gain, each alone (`benchmarks/rewriting.py`, which also holds those that did not):
+What each gains depends on the engine (`benchmarks/rewriting.py`, which also holds those that gained nothing):
 
 - batch norms, and the division by the pixels' standard deviation, are folded into convolutions;
 - only the centre frame of a segment is normalised: the S-TDM's differences cancel the mean;
-- the L-TDM does not compute the differences that are zero, the last segment's forward and the first one's backward:
-  their gate is one value a channel, known beforehand;
-- the temporal convolution takes the form that the engine is fastest with (for TensorRT by the layers of the built
-  engine, not by time: `ShiftedTemporalConv`).
+- the temporal convolution takes the form that the engine is fastest with;
+- for TensorRT, which could not be timed, what its builder makes the fewest and smallest kernels of
+  (`InferenceLongTermDifference`, `ShiftedTemporalConv`).
 
 The mean is subtracted, not folded into the stem's bias: its zero padding stands for mean-coloured pixels. Differences
 are taken before they are pooled: differences of uint8 are exact in 16-bit types, pooled pixels are not.
@@ -31,20 +30,17 @@ def rewrite(classifier: FrameClassifier, engine: str) -> nn.Module:
     classifier.fold_batch_norm()
     for module in list(classifier.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is LongTermDifference and _is_plain(child.options):
+            if engine not in ("trt", "torch-trt"):
+                continue
+            if type(child) is LongTermDifference and child.options == LongTermOptions(stages=child.options.stages):
                 setattr(module, name, InferenceLongTermDifference(child))
-            elif type(child) is TemporalConv and engine in ("trt", "torch-trt"):
+            elif type(child) is TemporalConv:
                 setattr(module, name, ShiftedTemporalConv(child))
         if isinstance(module, TemporalConv):
             module.as_conv3d = engine == "onnx"
     network = classifier.network
     differs = network.short_term is None or network.short_term.options.operation == "difference"
     return InferenceClassifier(classifier) if type(network.stem) is ConvBN and differs else classifier
-
-
-def _is_plain(options: LongTermOptions) -> bool:
-    """TDN's own L-TDM, not one of Table 1's."""
-    return options == LongTermOptions(stages=options.stages)
 
 
 class InferenceClassifier(nn.Module):
@@ -75,7 +71,12 @@ class InferenceClassifier(nn.Module):
 
 
 class InferenceLongTermDifference(nn.Module):
-    """TDN's L-TDM (`LongTermDifference`), its batch norms folded."""
+    """TDN's L-TDM (`LongTermDifference`), batch norms folded, without the differences that are zero: the last segment's
+    forward and the first one's backward. Their gate is one value a channel, known beforehand.
+
+    It gained nothing on a CPU (`benchmarks/rewriting.py`). TensorRT fuses it better, judged as below: 230 kernels for
+    243, the gates' sum and product in the convolution before them.
+    """
 
     def __init__(self, plain: LongTermDifference) -> None:
         super().__init__()

@@ -235,7 +235,7 @@ def use_gate_kernel(network: nn.Module) -> None:
     where an L-TDM is not TDN's own."""
     for module in network.modules():
         if isinstance(module, TemporalDifference):
-            options = getattr(module.difference, "options", None)
-            if options is not None and options != LongTermOptions(stages=options.stages):
+            options = module.difference.options
+            if options != LongTermOptions(stages=options.stages):
                 raise ValueError(f"the gate kernel computes TDN's own L-TDM, not {options}")
             module.gate_kernel = True
