@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from engines import ENGINES, QUANTISED, EngineSpec, create_engine, supported_precisions, why_unavailable
 from engines.base import FileEngine, _engine_class
 from tdn_bench.cli import run_command
+from tdn_bench.complexity import measure
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
@@ -205,6 +206,18 @@ def in_turn(contestants: Sequence[Contestant], config: Benchmark, cache: Path) -
     return figures, {f"{name}_ms": times for name, times in samples.items()}
 
 
+def ceiling_gflop_per_s(dtype: torch.dtype, device: torch.device, side: int = 2048) -> float:
+    """The best of ten matrix products: what the arithmetic of convolutions can hope for."""
+    a, best = torch.randn(side, side, device=device).to(dtype), 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * side**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print the ratios, write a record."""
     import tyro
@@ -219,7 +232,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = config.engines or tuple(n for n in ENGINES if why_unavailable(n, str(device)) is None)
     pairs = [(n, p) for n in names for p in supported_precisions(n, str(device))]
     pairs = [(n, p) for n, p in pairs if (p in config.precisions if config.precisions else (p != "fp16" or n == "trt"))]
-    figures: dict[str, Any] = {}
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    figures: dict[str, Any] = {
+        f"matrix_product_{name}_gflop_per_s": ceiling_gflop_per_s(dtype, device)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    figures["tdn_gflop_per_video"] = (
+        2 * measure(f"tdn_{config.backbone}", num_classes=NUM_CLASSES, size=config.size).total.macs / 1e9
+    )
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for batch in config.batches:
