@@ -27,7 +27,7 @@ from temporal_conv import PlainNetwork
 from torch import Tensor, nn
 
 from engines import ENGINES, QUANTISED, EngineSpec, create_engine, supported_precisions, why_unavailable
-from engines.base import FileEngine, _engine_class
+from engines.base import FileEngine, engine_class
 from tdn_bench.cli import run_command
 from tdn_bench.complexity import measure
 from tdn_bench.environment import machine_name
@@ -166,7 +166,7 @@ def in_turn(contestants: Sequence[Contestant], config: Benchmark, cache: Path) -
     """Time the contestants in turn: figures and samples."""
     spawn = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {}
-    files = [c for c in contestants if c.engine != AUTHORS and issubclass(_engine_class(c.engine), FileEngine)]
+    files = [c for c in contestants if c.engine != AUTHORS and issubclass(engine_class(c.engine), FileEngine)]
     for contestant in files:
         here, there = spawn.Pipe()
         process = spawn.Process(target=build, args=([contestant], config, cache, there))

@@ -195,6 +195,13 @@ class FileEngine(Engine):
             return cls(spec, path)
 
 
+def why_no_gpu(device: str) -> str | None:
+    """None if TensorRT has a card to run on, else one line: what is missing, how to get it."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA GPU, and TensorRT runs on nothing else: use another engine"
+    return None if device_type(device) == "cuda" else "TensorRT runs on a CUDA GPU only: use the device cuda"
+
+
 def copy_network(network: nn.Module, spec: EngineSpec, engine: str, precision: str | None = None) -> nn.Module:
     """An independent copy of `network` on spec.device, in eval mode and in `precision` (default: the spec's); the
     original is left as it was.
@@ -233,7 +240,7 @@ def default_precision(name: str, device: str) -> str:
     return "fp16" if on_gpu and "fp16" in supported_precisions(name, device) else "fp32"
 
 
-def _engine_class(name: str) -> type[Engine]:
+def engine_class(name: str) -> type[Engine]:
     """The class of engine `name`, imported where it is asked for; `name` is one of ENGINES."""
     match name:
         case "eager":
@@ -275,7 +282,7 @@ def why_unavailable(name: str, device: str) -> str | None:
     supported_precisions(name, device)
     if device_type(device) == "cuda" and name not in (*GPU_ONLY, "openvino") and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA GPU: install a CUDA build of torch, or use the device cpu"
-    return _engine_class(name).why_unavailable(device)
+    return engine_class(name).why_unavailable(device)
 
 
 def create_engine(
@@ -304,6 +311,6 @@ def create_engine(
     if (reason := why_unavailable(name, spec.device)) is not None:
         raise EngineUnavailable(f"engine {name!r} on {spec.device}: {reason}")
     start = time.perf_counter()
-    engine = _engine_class(name).create(network, spec, calibration, cache)
+    engine = engine_class(name).create(network, spec, calibration, cache)
     engine.build_s = time.perf_counter() - start
     return engine

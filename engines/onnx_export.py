@@ -58,7 +58,8 @@ def export_onnx(
     ranges = {}
     if spec.precision in QUANTISED:
         exact = plain if floating == "fp32" else copy_network(network, replace(spec, device="cpu"), engine, "fp32")
-        ranges = {f"network.{name}": found for name, found in calibrate(exact, calibration, spec.keep).items()}
+        found = calibrate(exact, calibration, spec.keep, unsigned=engine != "trt")  # TensorRT has no uint8
+        ranges = {f"network.{name}": limits for name, limits in found.items()}
     example = torch.zeros(2 if spec.ranged else spec.max_batch, *spec.frames_shape, dtype=torch.uint8)
     try:
         with _quiet():
@@ -75,7 +76,7 @@ def export_onnx(
                 dynamic_shapes=({0: torch.export.Dim("batch")},) if spec.ranged else None,
             )
         if ranges:
-            quantise_onnx(path, ranges, spec.precision, unsigned=engine != "trt")
+            quantise_onnx(path, ranges, spec.precision)
         onnx.checker.check_model(path, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]

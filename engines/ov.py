@@ -33,7 +33,7 @@ class OpenVinoEngine(FileEngine):
     """The file is OpenVINO's compiled network, for this kind of processor.
 
     At a fixed batch size it is compiled for one clip, and the clips of a batch run beside each other, each on its share
-    of the threads: there is less to wait for than where all threads work on one layer (2 to 7 % on two cores).
+    of the threads: there is less to wait for than where all threads work on one layer.
     """
 
     name = "openvino"

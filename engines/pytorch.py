@@ -40,7 +40,7 @@ def float32_as(precision: str) -> Iterator[None]:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what this process frees. By its defaults it returns every large buffer to the kernel, which then
-    hands over zeroed pages anew for each layer's output: measured at an eighth of eager's time at batch 1."""
+    hands over zeroed pages anew for each layer's output."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -28,7 +28,7 @@ E4M3_MAX = 448  # the largest number of fp8 (E4M3)
 
 @dataclass(frozen=True)
 class Range:
-    """What a layer reads: values beyond ±`clip` are clipped; `signed` if any is negative."""
+    """What a layer reads: values beyond ±`clip` are clipped; in int8 if `signed`, else in uint8."""
 
     clip: float
     signed: bool
@@ -57,8 +57,11 @@ def quantisable(network: nn.Module, keep: Iterable[str] = ()) -> dict[str, nn.Co
 
 
 @torch.inference_mode()
-def calibrate(network: nn.Module, calibration: Calibration, keep: Iterable[str] = ()) -> dict[str, Range]:
-    """The range of what each quantisable layer reads, over batches of uint8 frames; `network` is in eval mode."""
+def calibrate(
+    network: nn.Module, calibration: Calibration, keep: Iterable[str] = (), *, unsigned: bool
+) -> dict[str, Range]:
+    """The range of what each quantisable layer reads, over batches of uint8 frames; `network` is in eval mode.
+    `unsigned` allows uint8 for what is never negative."""
     assert calibration
     layers = quantisable(network, keep)
     device = next(network.parameters()).device
@@ -78,10 +81,11 @@ def calibrate(network: nn.Module, calibration: Calibration, keep: Iterable[str] 
         with _watching(layers, observe):
             for frames in calibration:
                 network(frames.to(device))
-    return {
-        name: Range(_best_clip(counts[name], max(high, -lows[name]), 127 if lows[name] < 0 else 255), lows[name] < 0)
-        for name, high in highs.items()
-    }
+    ranges = {}
+    for name, high in highs.items():
+        signed = lows[name] < 0 or not unsigned
+        ranges[name] = Range(_best_clip(counts[name], max(high, -lows[name]), 127 if signed else 255), signed)
+    return ranges
 
 
 @contextmanager
@@ -110,7 +114,7 @@ def _best_clip(counts: Tensor, largest: float, levels: int) -> float:
 
 
 @contextmanager
-def simulated(network: nn.Module, ranges: Mapping[str, Range], precision: str, unsigned: bool) -> Iterator[None]:
+def simulated(network: nn.Module, ranges: Mapping[str, Range], precision: str) -> Iterator[None]:
     """Within, the named layers of `network` compute as they will when quantised, in floating point."""
     handles, weights = [], {}
     for name, found in ranges.items():
@@ -120,10 +124,11 @@ def simulated(network: nn.Module, ranges: Mapping[str, Range], precision: str, u
         top, every = (E4M3_MAX, (0, 1, 2, 3)) if precision == "fp8" else (127, (1, 2, 3))
         scale = (layer.weight.data.abs().amax(every, keepdim=True) / top).clamp(min=1e-30)
         layer.weight.data = _rounded(layer.weight.data / scale, top, precision) * scale
-        low, top = (0, 255) if unsigned and not found.signed and precision == "int8" else (-top, top)
+        if precision == "int8" and not found.signed:
+            top = 255  # of what is never negative
 
-        def round_input(_: nn.Module, inputs: tuple[Tensor], step: float = found.clip / top, low: int = low) -> Tensor:
-            return _rounded(inputs[0] / step, round(-low or 255), precision).clamp(min=low) * step
+        def round_input(_: nn.Module, inputs: tuple[Tensor], top: int = top, step: float = found.clip / top) -> Tensor:
+            return _rounded(inputs[0] / step, top, precision) * step
 
         handles.append(layer.register_forward_pre_hook(round_input))
     try:
@@ -141,10 +146,10 @@ def _rounded(steps: Tensor, top: int, precision: str) -> Tensor:
     return steps.to(torch.float8_e4m3fn).to(steps.dtype) if precision == "fp8" else steps.round()
 
 
-def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsigned: bool) -> None:
+def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str) -> None:
     """Put Q/DQ pairs before both inputs of the named layers' convolutions in the exported `path`, in place.
 
-    `ranges` are by the names of the exported network's weights, without their ".weight". `unsigned` allows uint8.
+    `ranges` are by the names of the exported network's weights, without their ".weight".
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -185,7 +190,7 @@ def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str, unsig
         if node.op_type == "Conv" and node.input[1] in weights:
             weight = weights[node.input[1]]
             found = ranges[weight.name.removesuffix(".weight")]
-            kind, top = eight[found.signed or not unsigned]
+            kind, top = eight[found.signed]
             if (key := (node.input[0], found.clip)) not in done:
                 done[key] = pair(node.input[0], _scale(found.clip / top, weight.data_type), kind, weight.data_type)
             if weight.name not in done:

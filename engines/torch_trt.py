@@ -23,7 +23,7 @@ from engines.base import (
     EngineSpec,
     EngineUnavailable,
     copy_network,
-    device_type,
+    why_no_gpu,
 )
 from engines.onnx_export import CastFirst
 from engines.pytorch import torch_details
@@ -86,10 +86,8 @@ class TorchTrtEngine(Engine):
 
     @staticmethod
     def why_unavailable(device: str) -> str | None:
-        if not torch.cuda.is_available():
-            return f"torch {torch.__version__} sees no CUDA GPU, and TensorRT runs on nothing else: use another engine"
-        if device_type(device) != "cuda":
-            return "TensorRT runs on a CUDA GPU only: use the device cuda"
+        if (reason := why_no_gpu(device)) is not None:
+            return reason
         try:
             load_torch_tensorrt()
         except EngineUnavailable as error:

@@ -16,7 +16,7 @@ from engines.base import (
     EngineSpec,
     EngineUnavailable,
     FileEngine,
-    device_type,
+    why_no_gpu,
 )
 from engines.cache import default_folder
 from engines.onnx_export import export_onnx, why_export_unavailable
@@ -158,10 +158,8 @@ class TrtEngine(FileEngine):
 
     @staticmethod
     def why_unavailable(device: str) -> str | None:
-        if not torch.cuda.is_available():
-            return f"torch {torch.__version__} sees no CUDA GPU, and TensorRT runs on nothing else: use another engine"
-        if device_type(device) != "cuda":
-            return "TensorRT runs on a CUDA GPU only: use the device cuda"
+        if (reason := why_no_gpu(device)) is not None:
+            return reason
         library = find_tensorrt()
         if library is None:
             return f"TensorRT is not installed: {GET_LIBRARY}"

@@ -172,6 +172,10 @@ class Probe(nn.Module):
         return self
 
     def forward(self, frames: Tensor) -> Tensor:
+        return torch.cat(self.outputs(frames), 1)
+
+    def outputs(self, frames: Tensor) -> list[Tensor]:
+        """What `forward` joins, by layer."""
         taken: dict[str, Tensor] = {}
 
         def take(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -184,7 +188,7 @@ class Probe(nn.Module):
         self.network(frames)
         for handle in handles:
             handle.remove()
-        return torch.cat([taken[name] for name in self.names], 1)
+        return [taken[name] for name in self.names]
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -215,7 +219,7 @@ def per_layer(
     alone = _alone(network, name, spec, frames, calibration) if calibration is not None else {}
     total = sum(value**2 for value in alone.values()) or 1.0
     with torch.inference_mode():
-        wanted = [Probe(network, [layer])(frames).cpu() for layer in names]
+        wanted = [output.cpu() for output in Probe(network, names).outputs(frames)]
     kept = replace(spec, keep=tuple(f"network.{layer}" for layer in spec.keep))
     with create_engine(name, Probe(network, names), kept, calibration=calibration) as engine:
         found = engine(frames).cpu().split([w.shape[1] for w in wanted], 1)
@@ -242,7 +246,7 @@ def _alone(
     exact = copy_network(network, spec, name, "fp32")
     logits = exact(frames)
     alone = {}
-    for layer, found in calibrate(exact, calibration, spec.keep).items():
-        with simulated(exact, {layer: found}, spec.precision, unsigned=name != "trt"):
+    for layer, found in calibrate(exact, calibration, spec.keep, unsigned=name != "trt").items():
+        with simulated(exact, {layer: found}, spec.precision):
             alone[layer] = ((exact(frames) - logits).square().mean().sqrt() / logits.std()).item()
     return alone

@@ -50,7 +50,7 @@ def inputs_of(network: nn.Module, name: str, frames: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def test_ranges_are_of_what_the_layers_read(network: nn.Module, frames: Tensor) -> None:
-    together, apart = calibrate(network, [frames]), calibrate(network, [frames[:1], frames[1:]])
+    together, apart = (calibrate(network, c, unsigned=True) for c in ([frames], [frames[:1], frames[1:]]))
     assert together.keys() == {"first", "second"}  # the stem has three input channels, the head is no convolution
     for name, found in together.items():
         x = inputs_of(network, name, frames)
@@ -150,7 +150,7 @@ def test_the_simulation_is_what_the_engine_computes(
     session = ort.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"frames": frames.numpy()})
     exact = network(frames)
-    with simulated(network, calibrate(network, [frames]), "int8", unsigned):
+    with simulated(network, calibrate(network, [frames], unsigned=unsigned), "int8"):
         wanted = network(frames)
     assert torch.equal(network(frames), exact), "the weights are not what they were"
     assert (torch.from_numpy(found) - wanted).abs().max() < 0.05 * (wanted - exact).abs().max()
@@ -162,7 +162,7 @@ def test_a_layer_that_was_never_reached_by_a_value_is_harmless(network: nn.Modul
     still = Net().eval()
     nn.init.zeros_(still.stem.weight)
     nn.init.zeros_(still.stem.bias)
-    assert calibrate(still, [black])["first"] == Range(1.0, False)
+    assert calibrate(still, [black], unsigned=True)["first"] == Range(1.0, False)
     with create_engine("onnx", still, EngineSpec(SHAPE, 1, "int8"), calibration=[black]) as engine:
         assert engine(black).isfinite().all()
 
