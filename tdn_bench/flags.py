@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -209,3 +209,21 @@ class NetworkFlags:
         if self.checkpoint is not None:
             load_checkpoint(network, self.checkpoint)
         return FrameClassifier(network).to(device).eval()
+
+
+def as_flags(config: Any, leave_out: tuple[str, ...] = ()) -> list[list[str]]:
+    """The command line that gives a dataclass of flags its values: those that are not the defaults, a flag with its
+    values each."""
+    found = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name in leave_out or value == f.default:
+            continue
+        flag = f.name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append([f"--{'' if value else 'no-'}{flag}"])
+        elif isinstance(value, tuple):
+            found.append([f"--{flag}", *map(str, value)])
+        else:
+            found.append([f"--{flag}", str(value)])
+    return found

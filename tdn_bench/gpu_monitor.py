@@ -38,6 +38,8 @@ class GpuMonitor:
             "nvdec_percent": lambda: pynvml.nvmlDeviceGetDecoderUtilization(handle)[0],
             "memory_used_bytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used,
             "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            "compute_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         }
         while not self._stop.wait(INTERVAL_S):
             for name, read in list(readers.items()):
@@ -53,7 +55,8 @@ class GpuMonitor:
 
     def figures(self) -> dict[str, float]:
         """Means over the time, and the peak of the memory in use on the card (by all processes)."""
-        found = {f"gpu_{name}": statistics.fmean(values) for name, values in self.samples.items() if values}
+        counted = self.samples.keys() - {"throttle_reasons", "compute_processes"}  # of which a mean says nothing
+        found = {f"gpu_{name}": statistics.fmean(self.samples[name]) for name in sorted(counted)}
         if used := self.samples.get("memory_used_bytes"):
             found["gpu_memory_used_bytes"] = max(used)
         return found

@@ -49,3 +49,74 @@ def percentile(samples: Sequence[float] | np.ndarray, q: float, confidence: floa
     # P(X_(low) > percentile) and P(X_(high) < percentile) are at most (1 − confidence) / 2 each; counted from 1
     low, high = max(int(below), 1), min(int(above) + 1, n)
     return Interval(float(np.percentile(ordered, q)), float(ordered[low - 1]), float(ordered[high - 1]))
+
+
+Rounds = Sequence[Sequence[float]]  # a value for each turn, by round: a round is a set of fresh processes
+RESAMPLES = 10_000
+TRIMMED = 0.25  # of either end: another process's burst slows single turns by any factor
+
+
+def trimmed_mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is left without its largest and its smallest quarter."""
+    count = values.shape[-1]
+    cut = int(TRIMMED * count)
+    return np.sort(values, -1)[..., cut : count - cut].mean(-1)
+
+
+def resampled(rounds: Rounds, generator: np.random.Generator) -> np.ndarray:
+    """float64 (RESAMPLES,): trimmed means of a two-level bootstrap: rounds are drawn, and of each drawn one its turns.
+
+    So what differs from process to process counts as noise beside what differs from turn to turn. A few rounds drawn
+    from themselves vary too little by √((R − 1) / R), which is made up for. Rounds are cut to the shortest.
+    """
+    turns = min(map(len, rounds))
+    data = np.array([r[:turns] for r in rounds], float)  # (R, turns)
+    count = len(data)
+    means = np.empty(RESAMPLES)
+    for begin in range(0, RESAMPLES, 1000):  # a few MB at a time
+        chosen = generator.integers(count, size=(1000, count, 1))
+        drawn = data[chosen, generator.integers(turns, size=(1000, count, turns))]
+        means[begin : begin + 1000] = trimmed_mean(drawn.reshape(1000, -1))
+    middle = trimmed_mean(data.ravel())
+    return middle + (means - middle) * (math.sqrt(count / (count - 1)) if count > 1 else 1.0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much a time has changed: the ratio now ÷ before, its interval, and what could have been found.
+
+    `detectable` is the smallest ratio above 1 that would have been found slower nine times in ten with this noise.
+    """
+
+    ratio: Interval
+    detectable: float
+
+    def verdict(self, margin: float) -> str:
+        """`regression`: slower by more than the margin for sure. `slower`, `same`, `faster`: surely within the margin,
+        and the interval lies above, holds, or lies below no change. Else `cannot tell`."""
+        if self.ratio.low > 1 + margin:
+            return "regression"
+        if self.ratio.high > 1 + margin:
+            return "cannot tell"
+        return "slower" if self.ratio.low > 1 else "faster" if self.ratio.high < 1 else "same"
+
+
+def change(now: Rounds, before: Rounds | None = None, *, confidence: float = 0.99, seed: int = 0) -> Change:
+    """The change from logarithms of ratios: of now ÷ before in each turn, or of both relative to the same reference,
+    measured apart. The interval is two-sided: either side errs with (1 − confidence) / 2.
+
+    Raises TooFewSamples below ten turns in all.
+    """
+    for rounds in (now, before):
+        if rounds is not None and (len(rounds) * min(map(len, rounds), default=0)) < 10:
+            raise TooFewSamples(f"{sum(map(len, rounds))} turns: at least 10 in rounds of equal length are needed")
+    generator = np.random.default_rng(seed)
+    draws = resampled(now, generator)
+    value = float(trimmed_mean(np.concatenate([np.asarray(r, float) for r in now])))
+    if before is not None:
+        draws = draws - resampled(before, generator)
+        value -= float(trimmed_mean(np.concatenate([np.asarray(r, float) for r in before])))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    needed = float(draws.std()) * (distributions.norm.ppf(1 - tail) + distributions.norm.ppf(0.9))
+    return Change(Interval(math.exp(value), math.exp(low), math.exp(high)), math.exp(needed))

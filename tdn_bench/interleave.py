@@ -1,0 +1,212 @@
+"""Configurations that take turns, each in fresh processes of its own, so that what disturbs one disturbs all alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdn_bench import turns
+from tdn_bench.errors import UserError
+from tdn_bench.scores import Scores
+from tdn_bench.timing import Watch
+
+HERE = Path(__file__).resolve().parents[1]
+Times = dict[str, list[list[float]]]  # figure → round → turn
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One configuration: flags of `throughput`, the parts that are timed (`turns.PARTS`), and the checkout to run."""
+
+    name: str
+    flags: tuple[str, ...]
+    parts: tuple[str, ...]
+    tree: Path = HERE
+    script: Path = Path(turns.__file__)
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+class Process:
+    """A contestant in a process of its own. Raises UserError where it cannot get ready, or ends."""
+
+    def __init__(self, contestant: Contestant, videos: int) -> None:
+        self.contestant = contestant
+        self._pipe, there = Pipe()
+        # one checkout first on the path, and not the folder of the script
+        environment = os.environ | {"PYTHONPATH": str(contestant.tree)} | contestant.environment
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(contestant.script), str(there.fileno())], pass_fds=[there.fileno()],
+            env=environment, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
+        )  # fmt: skip
+        there.close()
+        self._pipe.send({"flags": list(contestant.flags), "parts": list(contestant.parts), "videos": videos})
+
+    def receive(self) -> dict[str, Any]:
+        """What the process says next: first its facts, once it is ready."""
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as e:
+            self._process.wait()
+            self._errors.seek(0)
+            lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+            why = lines[-1] if lines else f"ended with status {self._process.returncode}"
+            raise UserError(f"{self.contestant.name}: {why}") from e
+        if isinstance(answer, Exception):
+            raise UserError(f"{self.contestant.name}: {answer}")
+        return answer  # type: ignore[no-any-return]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _ask(self, request: str, *argument: object) -> dict[str, Any]:
+        self._pipe.send((request, argument))
+        return self.receive()
+
+    def turn(self) -> dict[str, float]:
+        """What one turn took: ms a video by part and stage."""
+        return self._ask("turn", list(self.contestant.parts))
+
+    def peak_memory(self) -> dict[str, float]:
+        """Bytes, since the last such question."""
+        return self._ask("peak_memory")
+
+    def scores(self) -> Scores:
+        """What its engine says of every video of the split."""
+        said = self._ask("scores")
+        logits, labels = torch.from_numpy(said["logits"]), torch.from_numpy(said["labels"])
+        return Scores(tuple(said["ids"]), logits[:, None], labels)
+
+    def close(self) -> None:
+        self._pipe.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+
+@contextmanager
+def started(contestants: Sequence[Contestant], videos: int) -> Iterator[tuple[list[Process], list[dict[str, Any]]]]:
+    """The contestants' processes, ready and warm, and what each says of itself."""
+    with ExitStack() as stack:
+        processes: list[Process] = []
+        for contestant in contestants:
+            processes.append(Process(contestant, videos))
+            stack.callback(processes[-1].close)
+        facts = [process.receive() for process in processes]
+        for process in processes:  # one that is not counted: threads, allocators and caches get warm
+            process.turn()
+            process.peak_memory()
+        yield processes, facts
+
+
+@dataclass
+class Interleaved:
+    """What the contestants took, turn by turn, and what they said of themselves in the first round."""
+
+    times: dict[str, Times] = field(default_factory=dict)
+    memory: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # peaks in bytes, one a round
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    status: list[str] = field(default_factory=list)  # of each round
+    reasons: list[str] = field(default_factory=list)
+
+    def log_ratio(self, a: tuple[str, str], b: tuple[str, str]) -> list[list[float]]:
+        """Natural logarithms of (contestant, figure) a ÷ b in each turn, by round."""
+        pairs = zip(self.times[a[0]][a[1]], self.times[b[0]][b[1]], strict=True)
+        return [np.log(np.divide(x, y)).tolist() for x, y in pairs]
+
+    def samples(self) -> dict[str, list[float]]:
+        """All times, as records hold them: `<contestant>_<figure>`, one round after the other."""
+        return {
+            f"{name}_{figure}": [value for turns_ in rounds for value in turns_]
+            for name, times in self.times.items()
+            for figure, rounds in times.items()
+        }
+
+    def turns(self) -> list[int]:
+        """Turns in each round."""
+        return [len(turns_) for turns_ in next(iter(next(iter(self.times.values())).values()))]
+
+    @property
+    def worst(self) -> str:
+        """`void` or `unstable` where most rounds were no better, else `stable`."""
+        bad = sum(status != "stable" for status in self.status)
+        void = sum(status == "void" for status in self.status)
+        return "void" if 2 * void > len(self.status) else "unstable" if 2 * bad > len(self.status) else "stable"
+
+
+def interleave(
+    contestants: Sequence[Contestant],
+    *,
+    videos: int,
+    rounds: int,
+    round_s: float,
+    min_turns: int = 6,
+    with_scores: bool = False,
+) -> Iterator[Interleaved]:
+    """Let the contestants take turns in `rounds` rounds of fresh processes, each for at least `round_s` seconds and
+    `min_turns` turns; after every round yield what there is by then. The order is reversed at each turn (A B B A …), so
+    that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video."""
+    found = Interleaved()
+    for _ in range(rounds):
+        with started(contestants, videos) as (processes, facts):
+            if with_scores and not found.scores:
+                engines = [p for p in processes if "engine" in p.contestant.parts]
+                found.scores = {p.contestant.name: p.scores() for p in engines}
+            taken: list[list[dict[str, float]]] = [[] for _ in processes]
+            begun = time.monotonic()
+            with Watch([p.pid for p in processes]) as watch:
+                while len(taken[0]) < min_turns or time.monotonic() - begun < round_s or len(taken[0]) % 2:
+                    for i in sorted(range(len(processes)), reverse=len(taken[0]) % 2 == 1):
+                        taken[i].append(processes[i].turn())
+            peaks = [process.peak_memory() for process in processes]
+        status, reasons = watch.verdict()
+        found.status.append(status)
+        found.reasons += [f"round {len(found.status)}: {reason}" for reason in reasons]
+        for contestant, fact, turn_times, peak in zip(contestants, facts, taken, peaks, strict=True):
+            found.facts.setdefault(contestant.name, fact)
+            times = found.times.setdefault(contestant.name, {})
+            for figure in turn_times[0]:
+                times.setdefault(figure, []).append([t[figure] for t in turn_times])
+            memory = found.memory.setdefault(contestant.name, {})
+            for kind, value in peak.items():
+                memory.setdefault(kind, []).append(value)
+        yield found
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """A checkout of `commit` of this project in a temporary folder. Raises UserError for a commit unknown to git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"commit {commit}: {' '.join(done.stderr.split())}; name one that this clone holds")
+        return done.stdout.strip()
+
+    if not (HERE / ".git").exists():
+        raise UserError(f"commit {commit}: {HERE} is no git checkout; measure commits in a clone")
+    sha = git("rev-parse", "--verify", f"{commit}^{{commit}}")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / sha[:12]
+        git("worktree", "add", "--detach", "--quiet", str(tree), sha)
+        try:
+            yield tree
+        finally:
+            git("worktree", "remove", "--force", str(tree))

@@ -1,0 +1,116 @@
+"""Contestants that take turns: order, fresh processes, errors in one line, other commits; and one real contestant."""
+
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tdn_bench.interleave as interleave_module
+from tdn_bench.errors import UserError
+from tdn_bench.interleave import Contestant, Process, checked_out, interleave
+
+FAKE = """
+import os, sys, time
+from multiprocessing.connection import Connection
+
+pipe = Connection(int(sys.argv[1]))
+setup = pipe.recv()
+name, ms, log = setup["flags"]
+if ms == "broken":
+    raise SystemExit("a line of no interest\\nit fell over")
+if ms == "refuses":
+    pipe.send(RuntimeError("no such engine"))
+pipe.send({"pid": os.getpid(), "path": sys.path[0]})
+while True:
+    try:
+        request, argument = pipe.recv()
+    except EOFError:
+        break
+    if request == "turn":
+        with open(log, "a") as f:
+            f.write(name)
+        pipe.send({"path_ms": float(ms), "parts": float(len(argument[0]))})
+    else:
+        pipe.send({"host_bytes": 1000.0})
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+
+    def make(name: str, ms: object) -> Contestant:
+        return Contestant(name, (name, str(ms), str(tmp_path / "log")), ("path",), script=script)
+
+    return make
+
+
+def test_turns_alternate_and_rounds_are_fresh_processes(fake, tmp_path):
+    rounds = list(interleave([fake("A", 2), fake("B", 3), fake("C", 4)], videos=1, rounds=2, round_s=0, min_turns=3))
+    warm = "ABC"
+    assert (tmp_path / "log").read_text() == 2 * (warm + "ABCCBAABCCBA")  # an even number of turns
+    found = rounds[-1]
+    assert found.times["B"]["path_ms"] == [[3.0] * 4] * 2
+    assert found.turns() == [4, 4]
+    assert found.samples()["C_path_ms"] == [4.0] * 8
+    assert found.memory["A"] == {"host_bytes": [1000.0, 1000.0]}
+    assert found.log_ratio(("B", "path_ms"), ("A", "path_ms")) == [[math.log(1.5)] * 4] * 2
+    assert len(found.status) == 2
+
+
+def test_each_round_has_new_processes(fake):
+    pids = set()
+    for _ in range(2):
+        with interleave_module.started([fake("A", 1)], 1) as (_, facts):
+            pids.add(facts[0]["pid"])
+    assert len(pids) == 2
+
+
+@pytest.mark.parametrize(("how", "says"), [("broken", "A: it fell over"), ("refuses", "A: no such engine")])
+def test_what_goes_wrong_there_is_one_line_here(fake, how, says):
+    with pytest.raises(UserError, match=f"^{says}$"):
+        next(interleave([fake("A", how)], videos=1, rounds=1, round_s=0))
+
+
+def test_another_commit_is_a_checkout_of_its_own(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    for text in ("old", "new"):
+        (tmp_path / "what").write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+    monkeypatch.setattr(interleave_module, "HERE", tmp_path)
+    with checked_out("HEAD~1") as tree:
+        assert (tree / "what").read_text() == "old"
+    assert not tree.exists()
+    assert (tmp_path / "what").read_text() == "new"
+    with pytest.raises(UserError, match=r"commit nope: .*name one that this clone holds"), checked_out("nope"):
+        pass
+    monkeypatch.setattr(interleave_module, "HERE", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no git checkout"), checked_out("HEAD"):
+        pass
+
+
+def test_a_real_contestant_times_all_its_parts(small_checkpoint, motion_data):
+    flags = ("--engine", "eager", "--data", str(motion_data), "--checkpoint", str(small_checkpoint), "--device", "cpu")
+    parts = ("loader", "engine", "path", "train", "reference")
+    process = Process(Contestant("A", (*flags, "--batch-size", "4", "--workers", "1"), parts), videos=8)
+    try:
+        facts = process.receive()
+        assert facts["videos"] == 8
+        assert facts["agreement_with_eager_fp32"]["max_difference"] < 1e-3
+        times = process.turn()
+        assert {"loader_ms", "decode_ms", "infer_ms", "path_ms", "train_ms", "reference_ms"} <= times.keys()
+        assert all(math.isfinite(value) and value >= 0 for value in times.values())
+        scores = process.scores()
+        assert len(scores.ids) == 8
+        assert scores.logits.shape == (8, 1, 8)
+        peak = process.peak_memory()
+        assert not Path("/proc/self/clear_refs").exists() or peak["host_bytes"] > 1e7
+    finally:
+        process.close()
