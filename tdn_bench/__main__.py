@@ -13,6 +13,7 @@ COMMANDS = {
     "scores": "accuracy from saved scores: of one file, an ensemble, the mean of splits",
     "throughput": "ms/video from file to label with one engine",
     "report": "a Markdown page and plots from a folder of records",
+    "history": "a figure over commits, from all records below some folders: a table and a plot",
     "doctor": "what this machine can run; with a data set: what is wrong with it, and what loading it costs",
     "transcode": "re-encode a data set so that clips decode faster",
     "parity": "do all video decoders return the same frames?",

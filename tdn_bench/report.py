@@ -60,7 +60,7 @@ def _throughput(records: list[Record]) -> str:
                 f"{f['ledger_infer_ms']:.2f}",
                 f"{f['clips_per_s']:.1f}",
                 f"{f['frames_per_s']:.0f}" + ("" if f["real_time"] else " (below real time)"),
-                f"{f['top1_percent']:.2f}" if "top1_percent" in f else "–",
+                f"{f['top1_percent']:.2f}" if f.get("top1_percent") is not None else "–",
                 f"{agreement['max_difference']:.1e}",
                 f"{f['build_s']:.1f}",
                 f"{f['peak_host_memory_bytes'] / 2**30:.2f}",

@@ -2,17 +2,29 @@
 
 import errno
 import json
-from dataclasses import replace
+import math
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
 import torch
 
 from tdn_bench.cli import run_command
 from tdn_bench.environment import commit, describe_machine, versions
 from tdn_bench.errors import UserError
-from tdn_bench.record import SCHEMA_VERSION, latest_records, make_record, read_record, write_record
+from tdn_bench.record import SCHEMA_VERSION, STATUSES, Record, latest_records, make_record, read_record, write_record
 from tdn_bench.report import main as report_main
 from tdn_bench.report import write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def no_links(*_):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
 def record(name="a", kind="throughput", **figures):
@@ -34,9 +46,6 @@ def test_round_trip_and_what_it_was_run_on(tmp_path):
 
 
 def test_file_systems_without_links_hold_records_too(tmp_path, monkeypatch):
-    def no_links(*_):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
     monkeypatch.setattr("os.link", no_links)
     same = record()
     paths = {write_record(replace(same, figures={"n": i}), tmp_path) for i in range(3)}
@@ -45,17 +54,75 @@ def test_file_systems_without_links_hold_records_too(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_takes_no_file_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.write_text", lambda *_, **__: (tmp_path / "no" / "such").touch())
-    with pytest.raises(UserError, match=r"cannot hold records \(No such file or directory\)"):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"cannot hold records \(No space left on device\)"):
         write_record(record(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot hold records \(File exists\)"):
+        write_record(record(), tmp_path / "file")
 
 
 def test_records_of_one_second_do_not_overwrite_each_other(tmp_path):
     same = record()
     paths = {write_record(replace(same, figures={"n": i}), tmp_path) for i in range(5)}
     assert len(paths) == 5
+    (tmp_path / "any.json").touch()  # who may read any file may read a record
+    assert {p.stat().st_mode for p in paths} == {(tmp_path / "any.json").stat().st_mode}
     assert sorted(read_record(p).figures["n"] for p in paths) == list(range(5))
     assert {p.suffix for p in tmp_path.iterdir()} == {".json"}
+
+
+def write_many(folder, writer):
+    """From a process of its own: five threads that write twenty records each, all of one name and second."""
+    base = replace(record(), created_utc="2026-01-01T00:00:00Z")
+
+    def write(thread):
+        for i in range(20):
+            number = 1000 * writer + 100 * thread + i
+            # long enough that no single write() of the operating system holds it
+            write_record(replace(base, figures={"n": number}, samples={"n": [number] * 5000}), folder)
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(write, range(5)))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_many_writers_lose_and_mix_nothing(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    monkeypatch.setattr("os.getpid", lambda: 7)  # as on several hosts, or in several containers
+    context = multiprocessing.get_context("fork")  # so that the writers have what is patched
+    writers = [context.Process(target=write_many, args=(tmp_path, i)) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        for path in tmp_path.glob("*.json"):
+            read = read_record(path)  # what has a record's name is whole at any time
+            assert set(read.samples["n"]) == {read.figures["n"]}
+            seen += 1
+    assert seen
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    found = [read_record(path) for path in tmp_path.iterdir()]  # and nothing is left that is no record
+    expected = [1000 * w + 100 * t + i for w in range(4) for t in range(5) for i in range(20)]
+    assert sorted(r.figures["n"] for r in found) == expected
+    assert all(list(r.samples["n"]) == [r.figures["n"]] * 5000 for r in found)
+
+
+def test_what_json_has_no_word_for(tmp_path):
+    figures = {"top1_percent": math.nan, "psnr_db": math.inf, "ms": np.float32(0.5), "n": np.int64(3), "nan": "NaN"}
+    # a file name that is no UTF-8, as Python has it
+    written = replace(record(**figures), samples={"x": [1.0, -math.inf]}, details={"bad": "clip\udcff.mp4"})
+    path = write_record(written, tmp_path)
+
+    raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=pytest.fail)  # NaN is no JSON
+    assert raw["figures"] == {"top1_percent": None, "psnr_db": None, "ms": 0.5, "n": 3, "nan": "NaN"}
+    assert raw["samples"] == {"x": [1.0, None]}
+    assert read_record(path).details == {"bad": "clip\udcff.mp4"}
 
 
 def test_the_newest_of_each_name(tmp_path):
@@ -63,6 +130,64 @@ def test_the_newest_of_each_name(tmp_path):
         write_record(replace(record(name, v=value), created_utc=f"{time}T00:00:00Z"), tmp_path)
     assert [r.figures["v"] for r in latest_records(tmp_path)] == [3, 2]
     assert [r.figures["v"] for r in latest_records(tmp_path, since="2026")] == [2]
+
+
+def test_status_and_older_versions(tmp_path):
+    raw = json.loads(write_record(record(), tmp_path).read_text())
+    assert (raw["status"], raw["status_reasons"], raw["schema_version"]) == ("stable", [], 2)
+    older = {k: v for k, v in raw.items() if not k.startswith("status")} | {"schema_version": 1}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    read = read_record(tmp_path / "older.json")
+    assert (read.status, list(read.status_reasons), read.schema_version) == ("unwatched", [], 2)
+    assert read.figures == older["figures"]
+    with pytest.raises(AssertionError):
+        make_record("k", "n", figures={}, samples={}, settings={}, device=torch.device("cpu"), status="fine")
+
+
+@pytest.fixture(scope="module")
+def schema():
+    content = json.loads((ROOT / "tdn_bench" / "record.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(content)
+    return jsonschema.Draft202012Validator(content)
+
+
+def test_the_schema_has_every_field_and_describes_it(schema):
+    described = schema.schema["properties"]
+    assert set(schema.schema["required"]) == set(described) == {f.name for f in fields(Record)}
+    assert all("title" in field for field in described.values())
+    assert schema.schema["$id"] == f"urn:tdn-bench:record:{described['schema_version']['const']}"
+    assert described["schema_version"]["const"] == SCHEMA_VERSION
+    assert described["status"]["enum"] == list(STATUSES)
+
+
+def test_records_old_and_new_are_as_the_schema_says(schema, tmp_path):
+    paths = list((ROOT / "results").rglob("*.json"))
+    assert len(paths) > 60
+    for path in paths:  # the older ones as they are once read
+        schema.validate(json.loads(write_record(read_record(path), tmp_path).read_text()))
+    fresh = replace(record(ms_per_video=1.5, top1_percent=math.nan, real_time=True), status="void")
+    schema.validate(json.loads(write_record(replace(fresh, status_reasons=("drift",)), tmp_path).read_text()))
+
+
+MUTILATED = {
+    "a number as text": {"figures": {"ms_per_video": "1.5"}},
+    "text in samples": {"samples": {"interval_s": [0.5, "0.25"]}},
+    "samples that are no list": {"samples": {"interval_s": 0.5}},
+    "an unknown status": {"status": "fine"},
+    "one reason, no list": {"status_reasons": "drift"},
+    "a short commit": {"commit": "5bb3dba"},
+    "a machine without a name": {"machine": {"cpu": "x"}},
+    "a field that is none": {"statsu": "stable"},
+    **{f"no {f.name}": {f.name: None} for f in fields(Record) if f.name not in ("commit", "data")},
+}
+
+
+@pytest.mark.parametrize("change", MUTILATED.values(), ids=MUTILATED)
+def test_what_the_schema_refuses(schema, tmp_path, change):
+    raw = json.loads(write_record(record(ms_per_video=1.5), tmp_path).read_text())
+    assert schema.is_valid(raw)
+    assert not schema.is_valid(raw | change)
+    assert not any(schema.is_valid({k: v for k, v in raw.items() if k != name}) for name in change if name in raw)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"schema_version": 99}', '{"schema_version": 1}'])
