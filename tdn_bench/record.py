@@ -60,7 +60,7 @@ def make_record(
     device: torch.device,
     manifest: Manifest | None = None,
     details: Mapping[str, Any] | None = None,
-    status: str = "stable",
+    status: str = "unwatched",
     status_reasons: Sequence[str] = (),
 ) -> Record:
     """A record of this process's run, machine, versions and commit filled in."""

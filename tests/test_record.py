@@ -134,7 +134,7 @@ def test_the_newest_of_each_name(tmp_path):
 
 def test_status_and_older_versions(tmp_path):
     raw = json.loads(write_record(record(), tmp_path).read_text())
-    assert (raw["status"], raw["status_reasons"], raw["schema_version"]) == ("stable", [], 2)
+    assert (raw["status"], raw["status_reasons"], raw["schema_version"]) == ("unwatched", [], 2)
     older = {k: v for k, v in raw.items() if not k.startswith("status")} | {"schema_version": 1}
     (tmp_path / "older.json").write_text(json.dumps(older))
     read = read_record(tmp_path / "older.json")
