@@ -41,7 +41,7 @@ class Account:
 
 def close(ledger: Ledger) -> Account:
     """The account of the time between the ledger's start and stop."""
-    host = [lane for lane in ledger.lanes if lane.busy_s]
+    host = [lane for lane in ledger.lanes if lane.busy_s or lane is ledger.consumer]
     device = [lane for lane in ledger.device_lanes if lane.busy_s]
     pools: dict[str, list[Lane]] = {}
     threads: list[dict[str, Any]] = []

@@ -68,6 +68,8 @@ def resolve(config: Throughput) -> Throughput:
     """Fill every default that depends on the checkpoint, the machine or missing data: a record then shows all."""
     if config.trace is not None:
         check_folder("--trace", config.trace.parent)
+        if config.trace.is_dir():
+            raise UserError(f"--trace {config.trace}: is a folder; name a file")
     if config.batch_size < 1 or config.seconds < 0 or config.warmup_batches < 0:
         raise UserError("--batch-size must be at least 1, --seconds and --warmup-batches at least 0")
     device = config.device
