@@ -27,8 +27,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.clip import ClipSpec, Stages
+from pipelines.clip import ClipSpec
 from pipelines.cpu import decode_clip
+from pipelines.ledger import NOBODY
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_training
@@ -68,7 +69,7 @@ Way = Callable[[ClipPlan], Tensor]
 
 def ours(spec: ClipSpec) -> Way:
     """uint8 (T, L, H, W, C)"""
-    return lambda plan: decode_clip(plan, spec, Stages())
+    return lambda plan: decode_clip(plan, spec, NOBODY)
 
 
 def with_pyav(plan: ClipPlan) -> list[Image.Image]:

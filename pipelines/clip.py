@@ -6,7 +6,7 @@ Shape legend, used everywhere in this project:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -42,20 +42,6 @@ class ClipSpec:
         return self.num_segments, self.frames_per_segment, self.size, self.size, COLOURS
 
 
-@dataclass
-class Stages:
-    """Seconds of work spent on clips, by stage, summed over the threads that did it."""
-
-    read_s: float = 0.0  # opening, reading and demultiplexing
-    decode_s: float = 0.0  # bitstream → RGB frames
-    augment_s: float = 0.0  # crop, resize, flip
-    copy_s: float = 0.0  # to the device that runs the network
-
-    def add(self, other: Stages) -> None:
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
-
-
 @dataclass(frozen=True)
 class ClipBatch:
     """frames: uint8 (B, T, L, H, W, C) on the device that uses them; labels: int64 (B,), −1 = unknown.
@@ -66,7 +52,6 @@ class ClipBatch:
     frames: Tensor
     labels: Tensor
     ids: tuple[str, ...]
-    stages: Stages = field(default_factory=Stages)
 
     def __len__(self) -> int:
         return len(self.ids)

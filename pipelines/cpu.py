@@ -6,7 +6,7 @@ that no other refers to, everything after the last wanted frame, and the colours
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.clip import ClipSpec, Stages
+from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.jpeg import frame_files, read_jpeg
+from pipelines.ledger import IDLE, OFF, Lane, Ledger
 from pipelines.manifest import JPEG_FRAMES, Video, video_packets
 from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
@@ -33,19 +34,19 @@ if TYPE_CHECKING:
 SKIPS_EXACTLY = frozenset({"h264", "hevc"})
 
 
-class Clock:
-    """Adds the time between calls to a stage."""
-
-    def __init__(self, stages: Stages) -> None:
-        self.stages, self.last = stages, time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        setattr(self.stages, stage, getattr(self.stages, stage) + now - self.last)
-        self.last = now
+_reading = threading.local()  # each thread's buffer
 
 
-def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], clock: Clock) -> None:
+def read_ahead(path: str) -> None:
+    """Bring a file into the page cache, so that demultiplexing waits for no disk. Raises OSError."""
+    if not hasattr(_reading, "buffer"):
+        _reading.buffer = bytearray(2**18)
+    with open(path, "rb", buffering=0) as f:
+        while f.readinto(_reading.buffer):
+            pass
+
+
+def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: Lane) -> None:
     """Call `take(number, frame)` once for each distinct frame of the plan, as it is decoded.
 
     Raises BadClip where the file does not hold what the manifest promised.
@@ -59,22 +60,25 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], clock:
     def pass_on(index: int | None, frame: VideoFrame) -> None:
         if index in left:
             assert index is not None
-            clock.lap("decode_s")
+            lane.lap("decode")
             if frame.is_corrupt:
                 raise BadClip(video.id, video.path, f"frame {index} is damaged")
             take(index, frame)
             left.discard(index)
-            clock.lap("augment_s")
+            lane.lap("augment")
 
     try:
+        read_ahead(video.path)
+        lane.lap("read")
         with av.open(video.path, metadata_errors="replace") as container:
+            lane.lap("open")
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise BadClip(video.id, video.path, "holds no video that can be decoded")
             stream = container.streams.video[0]
             decode_strictly(stream)
             packets = video_packets(container, stream)
             times = [p.pts for p in packets if not p.is_discard]
-            clock.lap("read_s")
+            lane.lap("demux")
             if len(times) != video.file.num_frames:
                 reason = f"holds {len(times)} frames, {video.file.num_frames} at the scan"
                 raise BadClip(video.id, video.path, reason)
@@ -100,7 +104,7 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], clock:
                 if left:  # a key frame that is none, or damage: the whole tells
                     for frame in _decode_runs(packets, codec, [list(range(len(packets)))], None):
                         pass_on(index.get(frame.pts), frame)
-            clock.lap("decode_s")
+            lane.lap("decode")
     except (av.error.FFmpegError, OSError) as e:
         reason = str(getattr(e, "strerror", None) or e).splitlines()[0]
         raise BadClip(video.id, video.path, f"cannot be decoded: {reason}") from e
@@ -217,16 +221,15 @@ class Scaler:
         return self._graph.pull().to_ndarray()
 
 
-def decode_clip(plan: ClipPlan, spec: ClipSpec, stages: Stages) -> Tensor:
+def decode_clip(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
     """uint8 (views·T, L, size, size, C), see `pipelines.picture.arrange`. Raises BadClip."""
-    clock = Clock(stages)
-    pictures = (_jpeg_pictures if plan.video.file.codec == JPEG_FRAMES else _video_pictures)(plan, spec, clock)
+    pictures = (_jpeg_pictures if plan.video.file.codec == JPEG_FRAMES else _video_pictures)(plan, spec, lane)
     clip = arrange(pictures, plan, spec)
-    clock.lap("augment_s")
+    lane.lap("augment")
     return clip
 
 
-def _video_pictures(plan: ClipPlan, spec: ClipSpec, clock: Clock) -> Tensor:
+def _video_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
     video = plan.video
     wanted = plan.wanted
     place = {number: i for i, number in enumerate(wanted.tolist())}
@@ -247,18 +250,17 @@ def _video_pictures(plan: ClipPlan, spec: ClipSpec, clock: Clock) -> Tensor:
             raise BadClip(video.id, video.path, f"frame {number} is of another pixel format, {frame.format.name}")
         out[place[number]] = picture
 
-    decode_video(plan, take, clock)
+    decode_video(plan, take, lane)
     return torch.from_numpy(out)
 
 
-def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, clock: Clock) -> Tensor:
+def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
     import simplejpeg
 
     video = plan.video
     wanted = plan.wanted
     rgb = torch.empty(len(wanted), video.file.height, video.file.width, 3, dtype=torch.uint8)
-    for i, data in enumerate(read_frames(plan)):
-        clock.lap("read_s")
+    for i, data in enumerate(read_frames(plan, lane)):
         try:
             picture = simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False, strict=True)
         except ValueError as e:
@@ -268,16 +270,16 @@ def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, clock: Clock) -> Tensor:
             reason = f"frame {wanted[i]} is {w}×{h}, not {video.file.width}×{video.file.height}"
             raise BadClip(video.id, video.path, reason)
         rgb[i] = torch.from_numpy(picture)
-        clock.lap("decode_s")
+        lane.lap("decode")
     x, y, w, h = coded_crop(plan)
     width, height = coded_size(plan, spec.size)
     region = rgb[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # channels-last as it lies in memory
     out = F.interpolate(region, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-    clock.lap("augment_s")
+    lane.lap("augment")
     return out
 
 
-def read_frames(plan: ClipPlan) -> Iterator[bytes]:
+def read_frames(plan: ClipPlan, lane: Lane) -> Iterator[bytes]:
     """The JPEG files of the plan's distinct frames, ascending. Raises BadClip."""
     video = plan.video
     try:
@@ -285,8 +287,11 @@ def read_frames(plan: ClipPlan) -> Iterator[bytes]:
         if len(files) != video.file.num_frames:
             reason = f"holds {len(files)} frames, {video.file.num_frames} at the scan"
             raise BadClip(video.id, video.path, reason)
+        lane.lap("open")
         for number in plan.wanted:
-            yield read_jpeg(files[number])
+            data = read_jpeg(files[number])
+            lane.lap("read")
+            yield data
     except ValueError as e:
         raise BadClip(video.id, video.path, str(e)) from e
     except OSError as e:
@@ -299,27 +304,28 @@ class PyAVDecoder:
     name = "pyav"
     concurrent = True
 
-    def __init__(self, spec: ClipSpec, workers: int, verify: bool = False) -> None:
-        self.spec, self.verify = spec, verify
+    def __init__(self, spec: ClipSpec, workers: int, verify: bool = False, ledger: Ledger = OFF) -> None:
+        self.spec, self.verify, self.ledger = spec, verify, ledger
         self.device = torch.device("cpu")
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]:
-        """Return, in the plans' order, uint8 (views·T, L, H, W, C) or why there is none; and the work done."""
-        total = Stages()
-        clips: list[Tensor | BadClip] = []
-        for clip, stages in self._pool.map(self._decode_one, plans):
-            clips.append(clip)
-            total.add(stages)
-        return clips, total
+    def __call__(self, plans: Sequence[ClipPlan]) -> list[Tensor | BadClip]:
+        """Return, in the plans' order, uint8 (views·T, L, H, W, C) or why there is none."""
+        clips = list(self._pool.map(self._decode_one, plans))
+        self.ledger.lane().lap(IDLE)
+        return clips
 
-    def _decode_one(self, plan: ClipPlan) -> tuple[Tensor | BadClip, Stages]:
-        stages = Stages()
+    def _decode_one(self, plan: ClipPlan) -> Tensor | BadClip:
+        lane = self.ledger.lane()
+        lane.begin(plan.video.id)
         try:
             check_file(plan, self.verify)
-            return decode_clip(plan, self.spec, stages), stages
+            lane.lap("read")
+            return decode_clip(plan, self.spec, lane)
         except BadClip as bad:
-            return bad, stages
+            return bad
+        finally:
+            lane.end()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -7,7 +7,6 @@ that a bad clip is found and left out, and order, seeds and position stay in Pyt
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.clip import ClipSpec, Stages
+from pipelines.clip import ClipSpec
 from pipelines.cpu import read_frames
 from pipelines.errors import BadClip, DataError
+from pipelines.ledger import OFF, Lane, Ledger
 from pipelines.manifest import JPEG_FRAMES
 from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
@@ -34,72 +34,70 @@ class DaliDecoder:
     name = "dali"
     concurrent = False  # one stream of operators
 
-    def __init__(self, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False) -> None:
+    def __init__(
+        self, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False, ledger: Ledger = OFF
+    ) -> None:
         try:
             import nvidia.dali.experimental.dynamic as ndd
         except ImportError as e:
             raise DataError(f"backend dali: {e}; pip install nvidia-dali-cuda120, or use --backend pyav") from e
         self._ndd = ndd
-        self.spec, self.verify = spec, verify
+        self.spec, self.verify, self.ledger = spec, verify, ledger
         self.device = device
         self._where = "gpu" if device.type == "cuda" else "cpu"
         self._codecs = GPU_CODECS if device.type == "cuda" else CPU_CODECS
         ndd.set_num_threads(workers)
 
-    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]:
-        """Return, in the plans' order, uint8 (views·T, L, H, W, C) on `device`, or why there is none; and the work
-        done."""
-        stages = Stages()
+    def __call__(self, plans: Sequence[ClipPlan]) -> list[Tensor | BadClip]:
+        """Return, in the plans' order, uint8 (views·T, L, H, W, C) on `device`, or why there is none."""
+        lane = self.ledger.lane()
         clips: dict[int, Clip] = {}
         videos: dict[int, Item] = {}
         folders: dict[int, Item] = {}
         for i, plan in enumerate(plans):
-            data = self._read(plan, stages)
+            data = self._read(plan, lane)
             if isinstance(data, BadClip):
                 clips[i] = data
             else:
                 (folders if _is_folder(plan) else videos)[i] = plan, data
         for items, decode in ((videos, self._decode_videos), (folders, self._decode_jpegs)):
-            found = self._decode(list(items.values()), decode, stages)
+            found = self._decode(list(items.values()), decode, lane)
             clips |= dict(zip(items, found, strict=True))
-        return [clips[i] for i in range(len(plans))], stages
+        return [clips[i] for i in range(len(plans))]
 
-    def _read(self, plan: ClipPlan, stages: Stages) -> list[np.ndarray] | BadClip:
+    def _read(self, plan: ClipPlan, lane: Lane) -> list[np.ndarray] | BadClip:
         """The file's bytes, which DALI demultiplexes and decodes in one step; or those of each wanted JPEG frame."""
         video = plan.video
         if video.file.codec not in self._codecs:
             hint = "use --backend pyav" if self._where == "gpu" else "use --backend pyav, or DALI on a GPU"
             return BadClip(video.id, video.path, f"DALI cannot decode {video.file.codec} on the {self._where}; {hint}")
-        clock = time.perf_counter()
         try:
             check_file(plan, self.verify)
             if _is_folder(plan):
-                return [np.frombuffer(data, np.uint8) for data in read_frames(plan)]
+                return [np.frombuffer(data, np.uint8) for data in read_frames(plan, lane)]
             return [np.fromfile(video.path, np.uint8)]
         except BadClip as bad:
             return bad
         except OSError as e:
             return BadClip(video.id, video.path, f"cannot be read: {e.strerror}")
         finally:
-            stages.read_s += time.perf_counter() - clock
+            lane.lap("read")
 
-    def _decode(self, items: list[Item], decode: Callable[[list[Item]], list[Any]], stages: Stages) -> list[Clip]:
+    def _decode(self, items: list[Item], decode: Callable[[list[Item]], list[Any]], lane: Lane) -> list[Clip]:
         """Decode together; where that fails, one by one, to find the culprits and keep the rest."""
         if not items:
             return []
         try:
-            clock = time.perf_counter()
             pictures = decode(items)  # per clip uint8 (F, H, W, C), the distinct frames
-            now = time.perf_counter()
-            stages.decode_s += now - clock
+            lane.lap("decode")  # with demultiplexing: the operator does both
             clips = self._augment([plan for plan, _ in items], pictures)
-            stages.augment_s += time.perf_counter() - now
+            lane.lap("augment")
             return clips
         except RuntimeError as e:
             if len(items) == 1:
                 video = items[0][0].video
                 return [BadClip(video.id, video.path, f"cannot be decoded: {_reason(e)}")]
-            return [self._decode([item], decode, stages)[0] for item in items]
+            return [self._decode([item], decode, lane)[0] for item in items]
 
     def _decode_videos(self, items: list[Item]) -> list[Any]:
         ndd = self._ndd

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.clip import ClipBatch, ClipSpec, Stages
+from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
+from pipelines.ledger import IDLE, OFF, Ledger
 from pipelines.manifest import OK, Videos
 from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, shard, stand_in
 
@@ -35,23 +36,25 @@ class Decoder(Protocol):
     device: torch.device
     concurrent: bool  # may be called from several threads at once
 
-    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]: ...
+    def __call__(self, plans: Sequence[ClipPlan]) -> list[Tensor | BadClip]: ...
 
     def close(self) -> None: ...
 
 
-def create_decoder(backend: str, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False) -> Decoder:
+def create_decoder(
+    backend: str, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False, ledger: Ledger = OFF
+) -> Decoder:
     """The one place where a backend is chosen. `auto` is DALI on a GPU, PyAV without one."""
     if backend == "auto":
         backend = "dali" if device.type == "cuda" else "pyav"
     if backend == "pyav":
         from pipelines.cpu import PyAVDecoder
 
-        return PyAVDecoder(spec, workers, verify)
+        return PyAVDecoder(spec, workers, verify, ledger)
     if backend == "dali":
         from pipelines.dali import DaliDecoder
 
-        return DaliDecoder(spec, device, workers, verify)
+        return DaliDecoder(spec, device, workers, verify, ledger)
     raise DataError(f"unknown loader backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
@@ -144,13 +147,14 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         policy: BadClipPolicy = BadClipPolicy(),
+        ledger: Ledger = OFF,
     ) -> None:
         workers = workers or os.cpu_count() or 1
         if batch_size < 1 or (prefetch is not None and prefetch < 1):
             raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size
         self.flipped_labels, self.seed = flipped_labels, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.ledger = rank, world_size, ledger
         self.device = torch.device(device)
         if not videos:
             raise DataError("the split lists no video: its annotation file is missing; name another split or file")
@@ -171,7 +175,7 @@ class ClipLoader:
                 f"{len(self._positions)} usable training videos over {world_size} ranks do not fill one batch "
                 f"of {batch_size}; use a smaller --batch-size"
             )
-        self.decoder = create_decoder(backend, spec, self.device, workers, policy.verify_checksums)
+        self.decoder = create_decoder(backend, spec, self.device, workers, policy.verify_checksums, ledger)
         # More than one in hand and one in work is of no use to a decoder that takes one at a time, and of thirty views
         # a batch is large.
         at_once = -(-workers // batch_size) if self.decoder.concurrent else 1
@@ -206,11 +210,12 @@ class ClipLoader:
         shards = {e: self._shard(e) for e in range(epoch, epoch + passes)}
         visits = ((p, e) for e, positions in shards.items() for p in positions.tolist())
         pending: deque[Future[ClipBatch | None]] = deque()
+        numbers = count()
         handed = 0
 
         def begin_next() -> None:
             if places := list(islice(visits, self.batch_size)):
-                pending.append(pool.submit(self._batch, places))
+                pending.append(pool.submit(self._batch, places, next(numbers)))
 
         # Several batches at once, where the decoder allows it: the end of one leaves no thread idle.
         at_once = self.prefetch if self.decoder.concurrent else 1
@@ -221,7 +226,9 @@ class ClipLoader:
                 while pending:
                     clock = time.perf_counter()
                     batch = pending.popleft().result()
-                    self.wait_s += time.perf_counter() - clock
+                    now = time.perf_counter()
+                    self.wait_s += now - clock
+                    self.ledger.lane().add(IDLE, clock, now)
                     begin_next()
                     if batch is None:
                         continue
@@ -236,26 +243,32 @@ class ClipLoader:
             path, reason = next(iter(self.bad_clips.reasons.items()))
             raise DataError(f"none of {total} videos could be decoded, first {path}: {reason}")
 
-    def _batch(self, places: list[Place]) -> ClipBatch | None:
+    def _batch(self, places: list[Place], number: int) -> ClipBatch | None:
         """The batch of (position, epoch) pairs; None where an evaluation has none left of it."""
-        if self.device.type != "cuda":
-            return self._decode(places)
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
-            batch = self._decode(places)
-            stream.synchronize()
-        return batch
+        lane = self.ledger.lane()
+        lane.begin(f"batch {number}")
+        try:
+            if self.device.type != "cuda":
+                return self._decode(places)
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.stream(stream):
+                batch = self._decode(places)
+                stream.synchronize()
+            lane.lap("augment")  # what DALI has launched
+            return batch
+        finally:
+            lane.end()
 
     def _decode(self, places: list[Place]) -> ClipBatch | None:
-        stages = Stages()
+        lane = self.ledger.lane()
         done: list[tuple[ClipPlan, Tensor] | None] = [None] * len(places)
         current = dict(enumerate(places))  # who stands in each place that is still open
         for attempt in range(1 + (MAX_STAND_INS if self.training else 0)):
             plans = {i: self.plan(*place) for i, place in current.items()}
             known = {i for i, plan in plans.items() if plan.video.path in self.bad_clips.reasons}
             todo = [i for i in plans if i not in known]
-            decoded, work = self.decoder([plans[i] for i in todo])
-            stages.add(work)
+            lane.lap("plan")
+            decoded = self.decoder([plans[i] for i in todo])
             for i, clip in zip(todo, decoded, strict=True):
                 if isinstance(clip, BadClip):
                     self.bad_clips.add(clip)
@@ -268,26 +281,26 @@ class ClipLoader:
             self.bad_clips.replace(len(open_places))
             for i in open_places:
                 position, epoch = places[i]
-                count = len(self._positions)
-                drawn = stand_in(count, seed=self.seed, epoch=epoch, position=position, attempt=attempt)
+                drawn = stand_in(len(self._positions), seed=self.seed, epoch=epoch, position=position, attempt=attempt)
                 current[i] = int(self._positions[drawn]), epoch
             current = {i: current[i] for i in open_places}
         else:
             raise DataError(f"{MAX_STAND_INS} stand-ins in a row for one bad clip are bad too; scan the data anew")
         kept = [d for d in done if d is not None]
-        return self._collate(kept, stages) if kept else None
+        return self._collate(kept) if kept else None
 
-    def _collate(self, clips: list[tuple[ClipPlan, Tensor]], stages: Stages) -> ClipBatch:
-        clock = time.perf_counter()
+    def _collate(self, clips: list[tuple[ClipPlan, Tensor]]) -> ClipBatch:
         views = self.spec.num_views
         frames = torch.cat([clip for _, clip in clips]).unflatten(0, (-1, self.spec.num_segments))
         if frames.device.type != self.device.type:
-            frames = frames.pin_memory().to(self.device, non_blocking=True)
+            frames = frames.pin_memory()
+            with self.ledger.on_device("copy"):
+                frames = frames.to(self.device, non_blocking=True)
             torch.cuda.current_stream(self.device).synchronize()
         labels = torch.tensor([plan.label for plan, _ in clips for _ in range(views)], device=self.device)
         ids = tuple(plan.video.id for plan, _ in clips for _ in range(views))
-        stages.copy_s += time.perf_counter() - clock
-        return ClipBatch(frames, labels, ids, stages)
+        self.ledger.lane().lap("copy")
+        return ClipBatch(frames, labels, ids)
 
     def close(self) -> None:
         self.decoder.close()

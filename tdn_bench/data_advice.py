@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.clip import ClipSpec, Stages
+from pipelines.clip import ClipSpec
 from pipelines.cpu import decode_clip
 from pipelines.dali import CPU_CODECS, GPU_CODECS
 from pipelines.errors import BadClip, DataError
+from pipelines.ledger import Lane
 from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import JPEG_FRAMES, OK, Manifest, Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_evaluation
@@ -143,10 +144,11 @@ def _spacing_class(spacing: int) -> str:
     return next((name for most, name in SPACINGS.items() if spacing <= most), "key frames > 64 apart")
 
 
-def _cpu_ms(plan: ClipPlan, stages: Stages) -> float:
+def _cpu_ms(plan: ClipPlan, lane: Lane) -> float:
     """CPU time of the clip, in this thread and in those that its decoder may start. Raises BadClip."""
     clock = time.process_time()
-    decode_clip(plan, SPEC, stages)
+    lane.begin()
+    decode_clip(plan, SPEC, lane)
     return 1000 * (time.process_time() - clock)
 
 
@@ -156,14 +158,14 @@ def _measure(
     """The group with what its clips cost, and those that could be decoded: at least one, whatever the deadline."""
     plans = {video.path: plan_evaluation(video, SPEC) for video in clips}
     times: dict[str, list[float]] = {}
-    stages: dict[str, list[Stages]] = {}
+    lanes: dict[str, list[Lane]] = {}
     for _ in range(ROUNDS):
         for path, plan in plans.items():
             if path in damaged or (times and time.monotonic() > deadline):
                 continue
-            stages.setdefault(path, []).append(Stages())
+            lanes.setdefault(path, []).append(Lane())
             try:
-                ms = _cpu_ms(plan, stages[path][-1])
+                ms = _cpu_ms(plan, lanes[path][-1])
             except BadClip as bad:
                 damaged[path] = bad.reason
                 times.pop(path, None)
@@ -173,10 +175,10 @@ def _measure(
     if not cpu_ms:
         return group, []
     # Stages are wall time: the least of the rounds is the least disturbed.
-    names = ("read_s", "decode_s", "augment_s")
-    work = {name: sum(min(getattr(s, name) for s in stages[path]) for path in times) for name in names}
+    names = ("open", "read", "demux", "decode", "augment")
+    work = {name: sum(min(lane.seconds[name] for lane in lanes[path]) for path in times) for name in names}
     scale = statistics.median(cpu_ms) / sum(work.values())
-    parts = {name.removesuffix("_s"): scale * s for name, s in work.items()}
+    parts = {name: scale * s for name, s in work.items()}
     return replace(group, cpu_ms=cpu_ms, stages_ms=parts), [v for v in clips if v.path in times]
 
 
@@ -193,7 +195,7 @@ def _against_dali(group: GroupAdvice, clips: list[Video], device: torch.device, 
     if group.codec in codecs:
         try:
             dali = create_decoder("dali", SPEC, device, cores())
-            done = dali(plans[: len(clips)])[0]  # starts it, too
+            done = dali(plans[: len(clips)])  # starts it, too
             bad = [clip for clip in done if isinstance(clip, BadClip)]
             note = f"DALI fails on {len(bad)} of {len(done)} clips: {bad[0].reason}" if bad else ""
         except DataError as e:
@@ -289,7 +291,7 @@ def _costs(
         if i and time.monotonic() > deadline:
             break
         for key, plan in plans.items():
-            times.setdefault(key, []).append(_cpu_ms(plan, Stages()))
+            times.setdefault(key, []).append(_cpu_ms(plan, Lane()))
     return {key: statistics.median(t) for key, t in times.items()}
 
 

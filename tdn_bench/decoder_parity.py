@@ -192,7 +192,7 @@ def check_numbers(clip: OddClip, video: Video, decoder: Decoder, seed: int) -> R
 
 def decode(decoder: Decoder, plans: Sequence[ClipPlan]) -> list[np.ndarray | BadClip]:
     """The pictures of each plan, uint8 (T·L, size, size, C), or why there are none."""
-    clips, _ = decoder(plans)
+    clips = decoder(plans)
     return [c if isinstance(c, BadClip) else c.flatten(0, 1).cpu().numpy() for c in clips]
 
 

@@ -363,7 +363,7 @@ def _decode(
 ) -> list[tuple[Tensor, np.ndarray] | BadClip]:
     """Clips on the CPU with the numbers read off them."""
     decoder = create_decoder(backend, ClipSpec(run.sizes.num_segments, size=64), run.device, cores())
-    clips, _ = decoder(plans)
+    clips = decoder(plans)
     decoder.close()
     return [
         clip if isinstance(clip, BadClip) else (clip.cpu(), read_numbers(clip, plan.flip))

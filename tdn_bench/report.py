@@ -11,7 +11,9 @@ from tdn_bench.errors import UserError
 from tdn_bench.published import PUBLISHED
 from tdn_bench.record import Record, latest_records
 
-LEDGER = ("read", "decode", "augment", "copy", "infer", "idle")
+# Stages of the ledger, with those that are the loader's; in older records "read" covers open and demux.
+LOADING = ("plan", "open", "read", "demux", "decode", "augment", "copy")
+LEDGER = (*LOADING, "infer", "copy_back")
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,18 @@ def _throughput(records: list[Record]) -> str:
 
 
 def _loaders(records: list[Record]) -> str:
+    stages = _stages(records, LOADING)
     rows = [
         [r.name, f"{r.figures['clips_per_s']:.1f}", f"{r.figures['ms_per_video']:.2f}"]
-        + [f"{r.figures[f'ledger_{stage}_ms']:.2f}" for stage in LEDGER[:4]]
+        + [f"{r.figures[key]:.2f}" if (key := f"ledger_{s}_ms") in r.figures else "–" for s in stages]
         for r in sorted(records, key=lambda r: -r.figures["clips_per_s"])
     ]
-    return markdown_table(["loader", "clips/s", "ms/video", *(f"{s} ms" for s in LEDGER[:4])], rows)
+    return markdown_table(["loader", "clips/s", "ms/video", *(f"{s} ms" for s in stages)], rows)
+
+
+def _stages(records: list[Record], stages: Sequence[str]) -> list[str]:
+    """Those that a record has."""
+    return [stage for stage in stages if any(f"ledger_{stage}_ms" in r.figures for r in records)]
 
 
 def _plot_ledger(records: list[Record], path: Path) -> None:
@@ -93,8 +101,8 @@ def _plot_ledger(records: list[Record], path: Path) -> None:
     names = [r.name for r in records]
     fig, ax = plt.subplots(figsize=(8, 1.2 + 0.45 * len(records)))
     left = [0.0] * len(records)
-    for stage in LEDGER[:5]:
-        values = [r.figures[f"ledger_{stage}_ms"] for r in records]
+    for stage in _stages(records, LEDGER):
+        values = [r.figures.get(f"ledger_{stage}_ms", 0.0) for r in records]
         ax.barh(names, values, left=left, label=stage)
         left = [a + b for a, b in zip(left, values, strict=True)]
     walls = [r.figures["ms_per_video"] for r in records]

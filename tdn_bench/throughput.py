@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from engines import ENGINES, EngineUnavailable, create_engine, default_precision, why_unavailable
-from pipelines.clip import Stages
+from pipelines.ledger import IDLE, WORK, Ledger
 from pipelines.loader import ClipLoader
+from tdn_bench.account import close, write_trace
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.parity import check_engine, plain
-from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.record import Record, check_folder, make_record, write_record
 from tdn_bench.scores import Scores
 
 REAL_TIME_FRAMES_PER_S = 25
@@ -55,6 +56,8 @@ class Throughput(EngineFlags, NetworkFlags, LoaderFlags):
     """Batches run and not counted."""
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    trace: Path | None = None
+    """Write what every thread did when, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
     name: str | None = None
     """Name of the record; default: made of engine, precision and backend."""
     results: Path | None = None
@@ -63,6 +66,10 @@ class Throughput(EngineFlags, NetworkFlags, LoaderFlags):
 
 def resolve(config: Throughput) -> Throughput:
     """Fill every default that depends on the checkpoint, the machine or missing data: a record then shows all."""
+    if config.trace is not None:
+        check_folder("--trace", config.trace.parent)
+        if config.trace.is_dir():
+            raise UserError(f"--trace {config.trace}: is a folder; name a file")
     if config.batch_size < 1 or config.seconds < 0 or config.warmup_batches < 0:
         raise UserError("--batch-size must be at least 1, --seconds and --warmup-batches at least 0")
     device = config.device
@@ -87,46 +94,51 @@ def resolve(config: Throughput) -> Throughput:
 @dataclass
 class Timings:
     """One value a batch: seconds from the last result to this one, of them waiting for data and running the
-    engine, and the videos in it; and the loader's work in all."""
+    engine, and the videos in it."""
 
     interval_s: list[float]
     wait_s: list[float]
     infer_s: list[float]
     videos: list[int]
-    stages: Stages
 
 
 def run_batches(
     loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, passes: int
 ) -> tuple[Timings, Scores | None]:
-    """Take `passes` whole passes over the loader's videos, timing every batch; scores are of the first pass."""
-    timings = Timings([], [], [], [], Stages())
+    """Take `passes` whole passes over the loader's videos, timing every batch until its logits are on the host;
+    scores are of the first pass."""
+    timings, ledger = Timings([], [], [], []), loader.ledger
     ids: list[str] = []
     logits, labels = [], []
-    cuda = loader.device.type == "cuda"
     batches = iter(loader.epoch(passes=passes))
+    ledger.start()
+    lane = ledger.lane()
     done = time.perf_counter()
     while True:
         waited_before = loader.wait_s
         batch = next(batches, None)
         if batch is None:
             break
-        start = time.perf_counter()
+        start = inferred = now = time.perf_counter()
         if classify is not None:
-            result = classify(batch.frames)
+            what = f"batch {len(timings.videos)}"
+            with ledger.on_device("infer", what):
+                result = classify(batch.frames)
+            inferred = time.perf_counter()
+            result = result.float().cpu()
+            now = time.perf_counter()
+            lane.add("infer", start, inferred, what)
+            lane.add("copy_back", inferred, now, what)
             if len(ids) < len(loader.videos):
-                logits.append(result.float().cpu())
+                logits.append(result)
                 labels.append(batch.labels.cpu())
                 ids += batch.ids
-        if cuda:
-            torch.cuda.synchronize(loader.device)  # a timer without it would time the launch
-        now = time.perf_counter()
         timings.interval_s.append(now - done)
         timings.wait_s.append(loader.wait_s - waited_before)
-        timings.infer_s.append(now - start)
+        timings.infer_s.append(inferred - start)
         timings.videos.append(len(batch))
-        timings.stages.add(batch.stages)
         done = now
+    ledger.stop()
     if not logits:
         return timings, None
     seen = dict.fromkeys(ids)  # a batch may reach into the second pass
@@ -135,13 +147,11 @@ def run_batches(
 
 
 def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dict[str, object]:
-    """ms/video, percentiles, rates and the ledger, from raw timings. frames/s counts the T·L frames of a clip."""
+    """ms/video, percentiles and rates from raw timings. frames/s counts the T·L frames of a clip."""
     videos, wall_s = sum(timings.videos), sum(timings.interval_s)
     per_video_ms = 1000 * np.array(timings.interval_s) / np.array(timings.videos)
     p50, p90, p99 = np.percentile(per_video_ms, (50, 90, 99))
     frames_per_s = videos * num_segments * frames_per_segment / wall_s
-    ledger = {f"ledger_{f.name.removesuffix('_s')}_ms": getattr(timings.stages, f.name) for f in fields(Stages)}
-    ledger |= {"ledger_infer_ms": sum(timings.infer_s), "ledger_idle_ms": sum(timings.wait_s)}
     return {
         "videos": videos,
         "batches": len(timings.videos),
@@ -153,7 +163,6 @@ def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dic
         "clips_per_s": videos / wall_s,
         "frames_per_s": frames_per_s,
         "real_time": bool(frames_per_s >= REAL_TIME_FRAMES_PER_S),
-        **{name: 1000 * seconds / videos for name, seconds in ledger.items()},
     }
 
 
@@ -165,11 +174,12 @@ def measure(config: Throughput) -> Record:
     device = torch.device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: the reference that engines are held to is
     manifest, spec = config.open(), config.clip_spec()
+    ledger = Ledger(device, trace=config.trace is not None)
     found: dict[str, object] = {}
     details: dict[str, object] = {}
     with ClipLoader(
         manifest.split(config.subset), spec, config.batch_size, backend=config.backend, device=device,
-        workers=config.workers, policy=config.bad_clip_policy(),
+        workers=config.workers, policy=config.bad_clip_policy(), ledger=ledger,
     ) as loader:  # fmt: skip
         if config.engine == "none":
             timings, scores, monitor = _timed(loader, None, config)
@@ -188,7 +198,17 @@ def measure(config: Throughput) -> Record:
                 timings, scores, monitor = _timed(loader, engine, config)
                 found |= {"build_s": engine.build_s}
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
-    found |= figures(timings, spec.num_segments, spec.frames_per_segment) | monitor.figures()
+    account = close(ledger)
+    found |= figures(timings, spec.num_segments, spec.frames_per_segment)
+    found |= account.figures(sum(timings.videos)) | monitor.figures()
+    details["ledger"] = account.threads
+    if reasons := account.reasons():
+        details["reasons"] = reasons
+    if config.trace is not None:
+        try:
+            write_trace(ledger, config.trace)
+        except OSError as e:
+            raise UserError(f"--trace {config.trace}: cannot be written ({e.strerror})") from e
     bad_clips = loader.bad_clips
     found["bad_clips"] = len(bad_clips)
     # Of the process from its start, so with the reference's and the builder's share.
@@ -239,12 +259,16 @@ def _timed(
 def summary(record: Record) -> str:
     """The figures a person looks for first."""
     f, s = record.figures, record.settings
+    stages = {stage: f[f"ledger_{stage}_ms"] for stage in (*WORK, IDLE)}
     lines = [
         f"{record.name}: {f['ms_per_video']:.2f} ms/video (p50 {f['p50_ms_per_video']:.2f}, "
         f"p90 {f['p90_ms_per_video']:.2f}, p99 {f['p99_ms_per_video']:.2f}; {f['videos']} videos in "
         f"{f['batches']} batches of up to {s['batch_size']}), {f['clips_per_s']:.1f} clips/s, "
         f"{f['frames_per_s']:.0f} frames/s ({'real time' if f['real_time'] else 'not real time'})",
-        "  work per video: " + ", ".join(f"{k[7:-3]} {v:.2f} ms" for k, v in f.items() if k.startswith("ledger_")),
+        "  work per video: " + ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in stages.items() if ms),
+        f"  bottleneck {f['bottleneck']}: its threads are busy {f['overlap_efficiency']:.0%} of the time; at most "
+        f"{f['ledger_unexplained_percent']:.1f} % of any thread's time is unexplained",
+        *(f"  not to be relied on: {reason}" for reason in record.details.get("reasons", ())),
     ]
     if "agreement_with_eager_fp32" in record.details:
         a = record.details["agreement_with_eager_fp32"]

@@ -106,7 +106,7 @@ def through_the_loader(rows: Sequence[Video], backend: str) -> dict[str, int]:
 def decode_all(decoder: Decoder, plans: Sequence[ClipPlan], at_once: int = 8) -> Iterable[Tensor | BadClip]:
     for start in range(0, len(plans), at_once):
         faulthandler.dump_traceback_later(HANG_S, exit=True)
-        yield from decoder(plans[start : start + at_once])[0]
+        yield from decoder(plans[start : start + at_once])
 
 
 def fuzz(sources: Sequence[Path], folder: Path, count: int, seed: int, backends: Sequence[str]) -> dict[str, Any]:

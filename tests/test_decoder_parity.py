@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.clip import Stages
-from pipelines.cpu import Clock, decode_video, needed_packets
+from pipelines.cpu import decode_video, needed_packets
 from pipelines.errors import BadClip
+from pipelines.ledger import Lane
 from pipelines.loader import create_decoder
 from pipelines.manifest import OK, Video, as_video
 from pipelines.odd_clips import CASES, OddClip, make_odd_clips, skipped_cases
@@ -94,7 +94,7 @@ def test_skipping_changes_no_bit(clips: dict[str, OddClip], name: str) -> None:
         wanted = rng.integers(len(whole), size=(1, count))
         found: dict[int, bytes] = {}
         plan = ClipPlan(video, wanted, (0, 0, clip.width, clip.height), False, 0)
-        decode_video(plan, lambda n, frame, found=found: found.__setitem__(n, planes(frame)), Clock(Stages()))
+        decode_video(plan, lambda n, frame, found=found: found.__setitem__(n, planes(frame)), Lane())
         assert found == {n: whole[n] for n in wanted.ravel().tolist()}
 
 
@@ -207,15 +207,15 @@ class Wrong:
     def __init__(self, fault: str) -> None:
         self.right, self.fault = create_decoder("pyav", SPEC, CPU, 1), fault
 
-    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[torch.Tensor | BadClip], Stages]:
+    def __call__(self, plans: Sequence[ClipPlan]) -> list[torch.Tensor | BadClip]:
         if self.fault == "next frame":
             plans = [replace(p, frames=np.minimum(p.frames + 1, p.video.file.num_frames - 1)) for p in plans]
-        clips, stages = self.right(plans)
+        clips = self.right(plans)
         if self.fault == "BGR":
             clips = [c.flip(-1) if isinstance(c, torch.Tensor) else c for c in clips]
         if self.fault == "refuses":
             clips = [BadClip(p.video.id, p.video.path, "too tired") for p in plans]
-        return clips, stages
+        return clips
 
     def close(self) -> None:
         self.right.close()

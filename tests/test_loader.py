@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines import loader as module
 from pipelines.annotations import Sample
-from pipelines.clip import ClipBatch, ClipSpec, Stages
+from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
 from pipelines.loader import BadClipPolicy, ClipLoader, create_decoder
 from pipelines.manifest import Video, VideoFile, Videos, as_video, scan_file
@@ -86,7 +86,7 @@ class Painter:
         self.bad, self.fatal = bad, fatal
         self.plans: list[ClipPlan] = []
 
-    def __call__(self, plans: Sequence[ClipPlan]) -> tuple[list[Tensor | BadClip], Stages]:
+    def __call__(self, plans: Sequence[ClipPlan]) -> list[Tensor | BadClip]:
         self.plans += plans
         clips: list[Tensor | BadClip] = []
         for plan in plans:
@@ -95,7 +95,7 @@ class Painter:
             bad = BadClip(plan.video.id, plan.video.path, "is bad")
             clip = torch.full(SPEC.shape, number_of(plan.video.id), dtype=torch.uint8)
             clips.append(bad if plan.video.id in self.bad else clip)
-        return clips, Stages()
+        return clips
 
     def close(self) -> None:
         pass

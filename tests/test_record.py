@@ -229,6 +229,19 @@ def test_the_page_holds_measured_and_published_apart(tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+def test_records_of_fewer_stages_stand_beside_newer_ones(tmp_path):
+    """In those that were written before stages were told apart, read is open, read and demux."""
+    old = {"clips_per_s": 2.0, "ms_per_video": 500.0, "ledger_read_ms": 7.25, "ledger_decode_ms": 3.0}
+    new = {**old, "clips_per_s": 1.0, "ledger_read_ms": 0.5, "ledger_open_ms": 4.5, "ledger_demux_ms": 2.25}
+    write_record(replace(record("old", **old), kind="loader"), tmp_path)
+    assert "| loader | clips/s | ms/video | read ms | decode ms |" in write_report(tmp_path).read_text()
+    write_record(replace(record("new", **new), kind="loader"), tmp_path)
+    text = write_report(tmp_path).read_text()
+    assert "| loader | clips/s | ms/video | open ms | read ms | demux ms | decode ms |" in text
+    assert "| old | 2.0 | 500.00 | – | 7.25 | – | 3.00 |" in text
+    assert "| new | 1.0 | 500.00 | 4.50 | 0.50 | 2.25 | 3.00 |" in text
+
+
 def test_a_folder_without_records(tmp_path, capsys):
     assert run_command(report_main, [str(tmp_path)]) == 2
     assert "holds no records" in capsys.readouterr().err

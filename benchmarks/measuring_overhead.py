@@ -1,0 +1,111 @@
+"""What measuring costs: `python benchmarks/measuring_overhead.py`.
+
+One run from file to label, in one process, with the ledger off, on, and keeping spans for a trace, in random order
+every round. On the smallest clips and network that this project has, where a share is largest; `--engine none` leaves
+out the network, too. What --trace writes after the run is not part of it. Where other programs disturb the ratios,
+`booked_percent` still bounds them: what all entries cost one after the other, of the CPU time of a run without.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import timeit
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from engines import create_engine
+from pipelines.ledger import Lane, Ledger
+from pipelines.loader import ClipLoader
+from pipelines.synthetic import make_dataset
+from tdn_bench.cli import run_command
+from tdn_bench.environment import machine_name
+from tdn_bench.flags import pick_device
+from tdn_bench.record import make_record, write_record
+from tdn_bench.stats import percentile
+from tdn_bench.throughput import SYNTHETIC_DATA, Throughput, run_batches
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Compare runs with the ledger on, tracing and off, and write a record."""
+
+    engine: Literal["eager", "none"] = "eager"
+    """What runs the network."""
+    data: Path | None = None
+    """A data set in Something-Something V2's layout; default: a small synthetic one."""
+    passes: int = 1
+    """Over the validation videos, a run."""
+    rounds: int = 40
+    """Runs of each kind."""
+    device: str = "cpu"
+    """cuda, cuda:1, cpu."""
+    workers: int | None = None
+    """Decoding threads; default: one a core."""
+    results: Path | None = None
+    """Folder for the record; default: results/<machine>/."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write a record."""
+    import tyro
+
+    config = tyro.cli(Benchmark, args=argv, prog="benchmarks/measuring_overhead.py")
+    device = pick_device(config.device)
+    data = config.data or make_dataset(SYNTHETIC_DATA, train=8, validation=64, workers=config.workers)
+    flags = Throughput(data=data, model="tdn_resnet_small", num_segments=4, size=64).resolved()
+    manifest, spec = flags.open(), flags.clip_spec()
+    videos = manifest.split("validation")
+    ledgers = {"off": Ledger(device, on=False), "on": Ledger(device), "trace": Ledger(device, trace=True)}
+    wall_s: dict[str, list[float]] = {name: [] for name in ledgers}
+    cpu_s: dict[str, list[float]] = {name: [] for name in ledgers}
+    with ExitStack() as stack:
+        classify: Callable[[Tensor], Tensor] | None = None
+        if config.engine != "none":
+            engine_spec = flags.engine_spec(spec.shape, flags.batch_size, "fp32", str(device))
+            classifier = flags.build(len(manifest.classes), device)
+            classify = stack.enter_context(create_engine(config.engine, classifier, engine_spec))
+        loaders = {
+            name: stack.enter_context(
+                ClipLoader(videos, spec, flags.batch_size, device=device, workers=config.workers, ledger=ledger)
+            )
+            for name, ledger in ledgers.items()
+        }
+        rng = random.Random(0)
+        for number in range(config.rounds + 1):
+            for name in rng.sample(list(loaders), len(loaders)):
+                wall, cpu = time.perf_counter(), time.process_time()
+                run_batches(loaders[name], classify, config.passes)
+                if number:  # the first round warms up
+                    wall_s[name].append(time.perf_counter() - wall)
+                    cpu_s[name].append(time.process_time() - cpu)
+    figures: dict[str, object] = {"videos": config.passes * len(videos), "rounds": config.rounds}
+    for kind, samples in (("wall", wall_s), ("cpu", cpu_s)):
+        for name in ("on", "trace"):
+            ratios = [a / b for a, b in zip(samples[name], samples["off"], strict=True)]
+            median = percentile(ratios, 50)
+            print(f"{kind} time, ledger {name} ÷ off: {median.value:.4f} [{median.low:.4f}, {median.high:.4f}]")
+            key = f"{kind}_{name}_to_off"
+            figures |= {key: median.value, f"{key}_low": median.low, f"{key}_high": median.high}
+    samples = {f"{n}_wall_s": v for n, v in wall_s.items()} | {f"{n}_cpu_s": v for n, v in cpu_s.items()}
+    entries = sum(len(lane.spans or ()) for lane in ledgers["trace"].lanes)
+    for kind, lane in (("on", Lane()), ("trace", Lane(trace=True))):
+        entry_s = min(timeit.repeat(lambda lane=lane: lane.lap("decode"), number=10_000, repeat=10)) / 10_000
+        share = 100 * entries * entry_s / statistics.median(cpu_s["off"])
+        print(f"{entries} entries of {1e9 * entry_s:.0f} ns, ledger {kind}: {share:.2f} % of a run's CPU time")
+        figures |= {f"booked_{kind}_percent": share, f"entry_{kind}_ns": 1e9 * entry_s, "entries": entries}
+    name = f"measuring-overhead-{config.engine}"
+    record = make_record(
+        "benchmark", name, figures=figures, samples=samples, settings=asdict(config), device=device, manifest=manifest
+    )
+    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
