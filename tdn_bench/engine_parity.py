@@ -85,7 +85,8 @@ def run(config: Engines) -> None:
         f", top-1 {wanted.top(1):.2f} %, top-5 {wanted.top(5):.2f} %" if labelled else " (fresh weights: no accuracy)"
     )
     print(f"{config.model} on {len(wanted.ids)} videos, eager fp32{says}")
-    titles = ("precision", 10), ("largest", 10), ("same class", 12), ("top-1 %", 9), ("top-5 %", 9), ("built in s", 12)
+    titles = [("precision", 10), ("largest", 10), ("same class", 12), ("rank corr.", 12)]
+    titles += [("top-1 %", 9), ("top-5 %", 9), ("built in s", 12)]
     print(f"{'engine':10s}" + "".join(f"{title:>{width}s}" for title, width in titles))
     figures: dict[str, Any] = {"eager-fp32": _accuracy(wanted, labelled)}
     wrong = []
@@ -99,13 +100,14 @@ def run(config: Engines) -> None:
             print(f"{name:10s}{precision:>10s}  {error}", flush=True)
             figures[f"{name}-{precision}"] = {"error": str(error)}
             continue
-        agreement = compare(found.logits[:, 0], wanted.logits[:, 0])
+        agreement = compare(found.logits[:, 0], wanted.logits[:, 0], precision)
         accuracy = _accuracy(found, labelled)
         figures[f"{name}-{precision}"] = asdict(agreement) | accuracy | {"build_s": build_s}
-        is_wrong = not agreement.max_difference <= TOLERANCE[precision]  # so written that NaN is wrong
-        wrong += [f"{name} {precision}"] if is_wrong else []
+        fault = agreement.fault()
+        wrong += [f"{name} {precision}"] if fault else []
         print(
-            _row(name, precision, agreement, accuracy, build_s) + ("  not the network" if is_wrong else ""), flush=True
+            _row(name, precision, agreement, accuracy, build_s) + (f"  not the network: {fault}" if fault else ""),
+            flush=True,
         )
         if config.per_layer:
             figures[f"{name}-{precision}"]["layers"] = per_layer(
@@ -154,6 +156,7 @@ def _accuracy(found: Scores, labelled: bool) -> dict[str, float]:
 
 def _row(name: str, precision: str, agreement: Agreement, accuracy: dict[str, float], build_s: float) -> str:
     row = f"{name:10s}{precision:>10s}{agreement.max_difference:10.1e}{agreement.top1_percent:10.1f} %"
+    row += f"{agreement.rank_correlation:12.4f}"
     tops = [f"{value:9.2f}" for value in accuracy.values()] or [f"{'–':>9s}"] * 2
     return row + "".join(tops) + f"{build_s:12.1f}"
 

@@ -63,7 +63,7 @@ class Scores:
     def _known(self) -> Tensor:
         return self.labels >= 0
 
-    def _found(self, k: int) -> Tensor:
+    def found(self, k: int) -> Tensor:
         """bool (known videos,): fewer than k other classes score as high as the label; ties and NaN count against."""
         ranking, labels = self._ranking[self._known], self.labels[self._known]
         own = ranking.gather(1, labels[:, None])
@@ -71,7 +71,7 @@ class Scores:
 
     def top(self, k: int) -> float:
         """Top-k accuracy in percent."""
-        return 100 * self._found(k).double().mean().item()
+        return 100 * self.found(k).double().mean().item()
 
     def confusion(self) -> Tensor:
         """int64 (classes, classes): rows are true classes, columns predictions."""
@@ -83,7 +83,7 @@ class Scores:
         """int64 (classes,) videos, and float64 (classes,) top-1 accuracy in percent; NaN for a class without videos."""
         labels = self.labels[self._known]
         videos = torch.bincount(labels, minlength=self.num_classes)
-        found = torch.bincount(labels[self._found(1)], minlength=self.num_classes)
+        found = torch.bincount(labels[self.found(1)], minlength=self.num_classes)
         return videos, 100 * found.double() / videos
 
     def mean_class_accuracy(self) -> float:

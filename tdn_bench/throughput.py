@@ -274,7 +274,8 @@ def summary(record: Record) -> str:
         a = record.details["agreement_with_eager_fp32"]
         lines.append(
             f"  against eager fp32 on {a['clips']} clips: largest difference {a['max_difference']:.1e} standard "
-            f"deviations, same class on {a['top1_percent']:.1f} %; built in {f['build_s']:.1f} s"
+            f"deviations, same class on {a['top1_percent']:.1f} %, rank correlation "
+            f"{a['rank_correlation']:.4f}; built in {f['build_s']:.1f} s"
         )
     if "top1_percent" in f:
         lines.append(f"  accuracy: top-1 {f['top1_percent']:.2f} %, top-5 {f['top5_percent']:.2f} %")
