@@ -57,7 +57,9 @@ def _throughput(records: list[Record]) -> str:
             [
                 r.name,
                 f"{f['ms_per_video']:.2f}",
-                f"{f['p50_ms_per_video']:.2f} / {f['p90_ms_per_video']:.2f} / {f['p99_ms_per_video']:.2f}",
+                " / ".join(
+                    f"{f[f'p{q}_ms_per_video']:.2f}" if f"p{q}_ms_per_video" in f else "–" for q in (50, 90, 99)
+                ),
                 str(f["batches"]),
                 f"{f['ledger_infer_ms']:.2f}",
                 f"{f['clips_per_s']:.1f}",

@@ -10,7 +10,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from engines import ENGINES, EngineUnavailable, create_engine, default_precision, why_unavailable
+from pipelines.clip import ClipBatch
 from pipelines.ledger import IDLE, WORK, Ledger
 from pipelines.loader import ClipLoader
 from tdn_bench.account import close, write_trace
@@ -31,6 +33,8 @@ from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.parity import check_engine, plain
 from tdn_bench.record import Record, check_folder, make_record, write_record
 from tdn_bench.scores import Scores
+from tdn_bench.stats import TooFewSamples, percentile, samples_for_percentile
+from tdn_bench.timing import MIN_BATCHES, MIN_SECONDS, Watch, half_width, warm_up
 
 REAL_TIME_FRAMES_PER_S = 25
 SYNTHETIC_DATA = Path("runs/synthetic")
@@ -51,9 +55,20 @@ class Throughput(EngineFlags, NetworkFlags, LoaderFlags):
     batch_size: int = 16
     """Videos in a batch (16 in the paper's Table 5)."""
     seconds: float = 10
-    """Measure whole passes over the split for at least this long."""
+    """Measure whole passes over the split for at least this long (a figure wants at least 3 s and 10 batches; 0 is one
+    pass)."""
+    interval: float | None = None
+    """Measure on until the 95 % interval of ms/video is at most ± this share (0.01: 1 %), up to --max-seconds.
+    With --compare: of the ratio, 0.01 where not given."""
+    max_seconds: float = 120
+    """The most that --interval or --compare may take."""
     warmup_batches: int = 4
-    """Batches run and not counted."""
+    """At least so many batches are run and not counted; more until they no longer get faster, at most 20 s."""
+    compare: tuple[str, str] | None = None
+    """A B: compare two configurations, in fresh processes that take turns. Each is field=value,… or @commit:
+    `engine=eager engine=openvino,precision=int8`, `@main @HEAD`, `backend=pyav backend=dali`."""
+    confidence: float = 0.99
+    """Of all intervals of --compare together."""
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
     trace: Path | None = None
@@ -72,6 +87,8 @@ def resolve(config: Throughput) -> Throughput:
             raise UserError(f"--trace {config.trace}: is a folder; name a file")
     if config.batch_size < 1 or config.seconds < 0 or config.warmup_batches < 0:
         raise UserError("--batch-size must be at least 1, --seconds and --warmup-batches at least 0")
+    if (config.interval is not None and config.interval <= 0) or not 0 < config.confidence < 1:
+        raise UserError(f"--interval {config.interval} must be above 0, --confidence {config.confidence} in (0, 1)")
     device = config.device
     if config.engine == "openvino" and device == "auto":
         device = "cpu"  # OpenVINO does not run on NVIDIA's GPUs
@@ -102,15 +119,34 @@ class Timings:
     videos: list[int]
 
 
+@dataclass
+class Run:
+    """What else is to be said of a measurement: its warm-up, what went on beside it, and whether that disturbed it."""
+
+    figures: dict[str, float]
+    gpu_samples: dict[str, list[float]]
+    status: str
+    reasons: list[str]
+
+
 def run_batches(
-    loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, passes: int
+    loader: ClipLoader,
+    classify: Callable[[Tensor], Tensor] | None,
+    passes: int,
+    more: Callable[[Timings], bool] = lambda _: False,
 ) -> tuple[Timings, Scores | None]:
-    """Take `passes` whole passes over the loader's videos, timing every batch until its logits are on the host;
-    scores are of the first pass."""
+    """Take `passes` whole passes over the loader's videos, and as many again while there is to be `more`, timing every
+    batch until its logits are on the host; scores are of the first pass."""
     timings, ledger = Timings([], [], [], []), loader.ledger
     ids: list[str] = []
     logits, labels = [], []
-    batches = iter(loader.epoch(passes=passes))
+
+    def taken() -> Iterator[ClipBatch]:
+        yield from loader.epoch(passes=passes)
+        while more(timings):
+            yield from loader.epoch(passes=passes)
+
+    batches = taken()
     ledger.start()
     lane = ledger.lane()
     done = time.perf_counter()
@@ -146,20 +182,28 @@ def run_batches(
     return timings, Scores(tuple(ids[:first]), torch.cat(logits)[:first, None], torch.cat(labels)[:first])
 
 
+def percentiles(per_video_ms: np.ndarray) -> dict[str, float]:
+    """p50, p90 and p99 over batches with their 95 % intervals; without those that the batches do not bound."""
+    found: dict[str, float] = {}
+    for q in (50, 90, 99):
+        with suppress(TooFewSamples):
+            p = percentile(per_video_ms, q)
+            found |= {f"p{q}_ms_per_video": p.value, f"p{q}_low_ms_per_video": p.low, f"p{q}_high_ms_per_video": p.high}
+    return found
+
+
 def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dict[str, object]:
     """ms/video, percentiles and rates from raw timings. frames/s counts the T·L frames of a clip."""
     videos, wall_s = sum(timings.videos), sum(timings.interval_s)
     per_video_ms = 1000 * np.array(timings.interval_s) / np.array(timings.videos)
-    p50, p90, p99 = np.percentile(per_video_ms, (50, 90, 99))
     frames_per_s = videos * num_segments * frames_per_segment / wall_s
     return {
         "videos": videos,
         "batches": len(timings.videos),
         "wall_s": wall_s,
         "ms_per_video": 1000 * wall_s / videos,
-        "p50_ms_per_video": p50,
-        "p90_ms_per_video": p90,
-        "p99_ms_per_video": p99,
+        "ms_per_video_half_width_percent": 100 * half_width(per_video_ms) if len(per_video_ms) > 1 else None,
+        **percentiles(per_video_ms),
         "clips_per_s": videos / wall_s,
         "frames_per_s": frames_per_s,
         "real_time": bool(frames_per_s >= REAL_TIME_FRAMES_PER_S),
@@ -182,7 +226,7 @@ def measure(config: Throughput) -> Record:
         workers=config.workers, policy=config.bad_clip_policy(), ledger=ledger,
     ) as loader:  # fmt: skip
         if config.engine == "none":
-            timings, scores, monitor = _timed(loader, None, config)
+            timings, scores, run = _timed(loader, None, config)
         else:
             classifier = config.build(len(manifest.classes), device)
             clips = [b.frames for _, b in zip(range(CHECKED_BATCHES), loader.epoch(), strict=False)]
@@ -195,15 +239,16 @@ def measure(config: Throughput) -> Record:
                 with create_engine("eager", classifier, plain(engine_spec)) as reference:
                     agreement = check_engine(engine, reference, clips, config.precision)
                 del classifier, reference, clips
-                timings, scores, monitor = _timed(loader, engine, config)
+                timings, scores, run = _timed(loader, engine, config)
                 found |= {"build_s": engine.build_s}
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
     account = close(ledger)
     found |= figures(timings, spec.num_segments, spec.frames_per_segment)
-    found |= account.figures(sum(timings.videos)) | monitor.figures()
+    found |= account.figures(sum(timings.videos)) | run.figures
     details["ledger"] = account.threads
-    if reasons := account.reasons():
-        details["reasons"] = reasons
+    details["caches"] = "files: read before (check, warm-up, earlier passes) where they fit into memory"
+    reasons = [*run.reasons, *account.reasons()]
+    status = "unstable" if reasons and run.status == "stable" else run.status
     if config.trace is not None:
         try:
             write_trace(ledger, config.trace)
@@ -222,7 +267,7 @@ def measure(config: Throughput) -> Record:
     backend = loader.decoder.name
     label = backend if config.engine == "none" else f"{config.engine}-{config.precision}-{backend}"
     samples = {k: v for k, v in asdict(timings).items() if isinstance(v, list)}
-    samples |= {f"gpu_{k}": v for k, v in monitor.samples.items()}
+    samples |= {f"gpu_{k}": v for k, v in run.gpu_samples.items()}
     return make_record(
         "loader" if config.engine == "none" else "throughput",
         config.name or label,
@@ -232,43 +277,78 @@ def measure(config: Throughput) -> Record:
         device=device,
         manifest=manifest,
         details=details,
+        status=status,
+        status_reasons=reasons,
     )
 
 
 def _timed(
     loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, config: Throughput
-) -> tuple[Timings, Scores | None, GpuMonitor]:
-    """Warm up, find how many passes fill the wanted time, and measure them."""
-    start, videos, wanted = time.perf_counter(), 0, max(1, config.warmup_batches)
-    for _, batch in zip(range(wanted), loader.epoch(passes=wanted), strict=False):
+) -> tuple[Timings, Scores | None, Run]:
+    """Warm up until nothing gets faster, then measure whole passes for long enough, watched."""
+
+    def endless() -> Generator[ClipBatch]:
+        while True:
+            yield from loader.epoch()
+
+    stream, videos = endless(), []
+
+    def work() -> float:
+        start = time.perf_counter()
+        batch = next(stream)
         if classify is not None:
-            classify(batch.frames)
-        videos += len(batch)
+            classify(batch.frames).cpu()
+        videos.append(len(batch))
+        return (time.perf_counter() - start) / len(batch)
+
+    warm = warm_up(work, min_calls=max(2, config.warmup_batches))
+    stream.close()  # and with it its threads
     if loader.device.type == "cuda":
         torch.cuda.synchronize(loader.device)
         torch.cuda.reset_peak_memory_stats(loader.device)
-    if not videos:
-        raise UserError("no video of the split could be decoded; see the reasons with `tdn-bench prepare`")
-    per_pass_s = (time.perf_counter() - start) / videos * len(loader.videos)
-    passes = max(1, math.ceil(config.seconds / per_pass_s))
-    with GpuMonitor(loader.device) as monitor:
-        timings, scores = run_batches(loader, classify, passes)
-    return timings, scores, monitor
+    per_pass_s = warm["warmup_s"] / sum(videos) * len(loader.videos)
+    passes = max(1, math.ceil(config.seconds / per_pass_s), MIN_BATCHES // len(loader) if config.seconds else 0)
+
+    def more(timings: Timings) -> bool:
+        if not config.seconds:
+            return False
+        per_video = [t / n for t, n in zip(timings.interval_s, timings.videos, strict=True)]
+        if sum(timings.interval_s) < max(MIN_SECONDS, config.seconds) or len(per_video) < MIN_BATCHES:
+            return True
+        narrow = config.interval is None or half_width(per_video) <= config.interval
+        return not narrow and sum(timings.interval_s) < config.max_seconds
+
+    with GpuMonitor(loader.device) as monitor, Watch() as watch:
+        timings, scores = run_batches(loader, classify, passes, more)
+    # partly filled batches cost more a video: they are no drift
+    full = [t for t, n in zip(timings.interval_s, timings.videos, strict=True) if n == config.batch_size]
+    status, reasons = watch.verdict(full, monitor.samples)
+    short = sum(timings.interval_s) < MIN_SECONDS or len(timings.videos) < MIN_BATCHES
+    if short:
+        reasons.append(f"measured for less than {MIN_SECONDS:g} s or {MIN_BATCHES} batches")
+    if not warm["warmup_stable"]:
+        reasons.append(f"still getting faster after {warm['warmup_s']:.0f} s of warm-up")
+    run = Run(warm | watch.figures | monitor.figures(), monitor.samples, status, reasons)
+    return timings, scores, run
 
 
 def summary(record: Record) -> str:
     """The figures a person looks for first."""
     f, s = record.figures, record.settings
     stages = {stage: f[f"ledger_{stage}_ms"] for stage in (*WORK, IDLE)}
+    quantiles = [f"p{q} {f[f'p{q}_ms_per_video']:.2f} [{f[f'p{q}_low_ms_per_video']:.2f}, "
+                 f"{f[f'p{q}_high_ms_per_video']:.2f}]" for q in (50, 90, 99) if f"p{q}_ms_per_video" in f]  # fmt: skip
+    refused = [f"p{q} needs {samples_for_percentile(q)}" for q in (50, 90, 99) if f"p{q}_ms_per_video" not in f]
+    half = f["ms_per_video_half_width_percent"]
     lines = [
-        f"{record.name}: {f['ms_per_video']:.2f} ms/video (p50 {f['p50_ms_per_video']:.2f}, "
-        f"p90 {f['p90_ms_per_video']:.2f}, p99 {f['p99_ms_per_video']:.2f}; {f['videos']} videos in "
+        f"{record.name}: {f['ms_per_video']:.2f} ms/video{'' if half is None else f' ± {half:.1f} %'} "
+        f"({', '.join([*quantiles, *refused])}; {f['videos']} videos in "
         f"{f['batches']} batches of up to {s['batch_size']}), {f['clips_per_s']:.1f} clips/s, "
         f"{f['frames_per_s']:.0f} frames/s ({'real time' if f['real_time'] else 'not real time'})",
         "  work per video: " + ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in stages.items() if ms),
         f"  bottleneck {f['bottleneck']}: its threads are busy {f['overlap_efficiency']:.0%} of the time; at most "
         f"{f['ledger_unexplained_percent']:.1f} % of any thread's time is unexplained",
-        *(f"  not to be relied on: {reason}" for reason in record.details.get("reasons", ())),
+        *(f"  {record.status}: {reason}" for reason in record.status_reasons),
     ]
     if "agreement_with_eager_fp32" in record.details:
         a = record.details["agreement_with_eager_fp32"]
@@ -289,9 +369,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Throughput, args=argv, prog="tdn-bench throughput")
-    record = measure(config)
-    print(summary(record))
-    folder = config.results or Path("results") / machine_name(torch.device(str(record.settings["device"])))
+    if config.compare is not None:
+        from tdn_bench.compare import compare
+
+        record = compare(config)
+    else:
+        record = measure(config)
+        print(summary(record))
+    folder = config.results or Path("results") / machine_name(pick_device(str(record.settings["device"])))
     print(f"record: {write_record(record, folder)}")
 
 

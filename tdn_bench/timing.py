@@ -46,15 +46,6 @@ def warm_up(
     return {"warmup_s": time.perf_counter() - start, "warmup_calls": len(taken), "warmup_stable": stable}
 
 
-def enough(samples: Sequence[float], *, min_s: float, interval: float | None, max_s: float = math.inf) -> bool:
-    """Whether samples (s each) are many: at least MIN_BATCHES that took `min_s` or longer, and with `interval` so many
-    that the half width of their mean's 95 % interval is that share of it, or `max_s` have passed."""
-    total = sum(samples)
-    if len(samples) < MIN_BATCHES or total < min_s:
-        return False
-    return interval is None or total >= max_s or half_width(samples) <= interval
-
-
 def half_width(samples: Sequence[float], groups: int = 10) -> float:
     """Half the width of the mean's 95 % interval as a share of it, from the means of ten groups in a row: neighbours
     are alike, so that single samples would promise too much."""

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tdn_bench.timing import Watch, drift, enough, half_width, warm_up
+from tdn_bench.timing import Watch, drift, half_width, warm_up
 
 
 def test_warm_up_ends_when_nothing_gets_faster():
@@ -37,16 +37,6 @@ def test_warm_up_gives_up_in_time_and_says_so():
 def test_drift_is_of_medians():
     assert drift([1, 1, 9, 1, 2, 2, 2, 30]) == pytest.approx(1.0)
     assert drift([5]) == 0
-
-
-def test_how_long_is_long_enough():
-    assert not enough([1.0] * 9, min_s=3, interval=None)  # ten batches
-    assert not enough([0.2] * 14, min_s=3, interval=None)  # three seconds
-    assert enough([0.2] * 15, min_s=3, interval=None)
-    uneven = [0.5, 1.5] * 10 + [1.0] * 3
-    assert not enough(uneven, min_s=3, interval=0.001)
-    assert enough(uneven, min_s=3, interval=0.001, max_s=20)  # as good as it gets
-    assert enough(uneven, min_s=3, interval=0.5)
 
 
 def test_half_width_covers_samples_that_hang_together():
