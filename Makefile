@@ -10,7 +10,7 @@ DATA ?= data/something-something-v2
 ARGS ?=
 NAME ?= temporal_conv
 
-.PHONY: help setup demo test lint format train-sthv2 throughput report doctor gpu-suite benchmark fuzz clean
+.PHONY: help setup demo test lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make tra
 
 throughput: $(STAMP)  ## ms/video from file to label: make throughput ARGS='--engine trt --checkpoint FILE --data DIR'
 	$(RUN) tdn_bench.throughput $(ARGS)
+
+regress: $(STAMP)  ## slower or less accurate? make regress [ARGS='--against HEAD~1'] (exit status 1: yes, 3: cannot tell)
+	$(RUN) tdn_bench.regress $(ARGS)
 
 report: $(STAMP)  ## a page from a folder of records: make report ARGS=results/<machine>/demo
 	$(RUN) tdn_bench.report $(ARGS)

@@ -6,6 +6,7 @@ A and B are what differs, `field=value,…` with the fields of `throughput`, and
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import ExitStack
@@ -16,15 +17,14 @@ import torch
 
 from tdn_bench.errors import UserError
 from tdn_bench.flags import as_flags
-from tdn_bench.interleave import HERE, Contestant, Interleaved, checked_out, interleave
+from tdn_bench.interleave import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
 from tdn_bench.record import Record, make_record
 from tdn_bench.stats import Change, change
 
 if TYPE_CHECKING:
     from tdn_bench.throughput import Throughput
 
-ROUND_S = 10.0  # of turns, before both start anew in fresh processes
-MIN_ROUNDS = 2
+ROUND_S = 8.0  # of turns, before both start anew in fresh processes
 TITLES = {"path_ms": "file to label", "loader_ms": "loader alone", "infer_ms": "engine alone"}
 
 
@@ -67,14 +67,15 @@ def sides(config: Throughput, stack: ExitStack) -> list[Contestant]:
 
 def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
     """B ÷ A of every time that both have; the confidence is of all intervals together."""
-    names = [f for f in found.times["A"] if f in found.times["B"] and min(map(min, found.times["A"][f])) > 0]
+    names = [f for f in found.times["A"] if f in found.times["B"] and f != "idle_ms"]
+    names = [f for f in names if all(min(map(min, found.times[side][f])) > 0 for side in "AB")]
     each = 1 - (1 - confidence) / len(names)
     return {f: change(found.log_ratio(("B", f), ("A", f)), confidence=each) for f in names}
 
 
 def compare(config: Throughput, videos: int = 32) -> Record:
-    """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (1 % without it), for at
-    least two rounds of fresh processes and at most `config.max_seconds`; print and return the ratios B ÷ A."""
+    """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (± 1 % without it), for
+    three rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
     assert config.compare is not None
     wanted = 0.01 if config.interval is None else config.interval
     with ExitStack() as stack:
@@ -83,11 +84,13 @@ def compare(config: Throughput, videos: int = 32) -> Record:
         begun, found, result = time.monotonic(), Interleaved(), {}
         for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S):
             passed, rounds = time.monotonic() - begun, len(found.status)
+            if rounds < MIN_ROUNDS:  # too few processes to know what differs from one to the next
+                continue
             result = ratios(found, config.confidence)
             interval = result[main].ratio
             print(f"round {rounds}, {passed:.0f} s: {TITLES[main]} B ÷ A = {interval}", file=sys.stderr, flush=True)
             narrow = (interval.high - interval.low) / 2 <= wanted * interval.value
-            if (narrow and rounds >= MIN_ROUNDS) or passed * (1 + 1 / rounds) > config.max_seconds:
+            if narrow or passed * (1 + 1 / rounds) > config.max_seconds:
                 break
     figures: dict[str, Any] = {}
     for name, c in result.items():
@@ -106,7 +109,8 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     lines += [f"  note: {reason}" for reason in found.reasons]
     print("\n".join(lines))
     return make_record(
-        "compare", config.name or f"{config.compare[0]}-vs-{config.compare[1]}".replace("/", "-").replace("@", ""),
+        "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(config.compare)).strip("-"),
         figures=figures, samples=found.samples(), settings=asdict(config), device=torch.device("cpu"),
-        details={"turns": found.turns(), "facts": found.facts, "memory": found.memory, "reasons": found.reasons},
+        status=found.worst, status_reasons=found.reasons,
+        details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
     )  # fmt: skip

@@ -22,6 +22,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.scores import Scores
 from tdn_bench.timing import Watch
 
+MIN_ROUNDS = 3  # that a verdict needs
 HERE = Path(__file__).resolve().parents[1]
 Times = dict[str, list[list[float]]]  # figure → round → turn
 

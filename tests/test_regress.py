@@ -1,0 +1,249 @@
+"""The gate on made-up turns: exit statuses, margins, stages, memory, accuracy, baselines, outputs. And one real run."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+import tdn_bench.regress as regress
+from tdn_bench.cli import run_command
+from tdn_bench.interleave import Interleaved
+from tdn_bench.record import read_record
+from tdn_bench.scores import Scores
+
+STAGES = {"open_ms": 0.1, "decode_ms": 4.0, "augment_ms": 2.0, "plan_ms": 0.01}
+TIMES = {
+    "loader": {"loader_ms": 3.1, **STAGES},
+    "eager-fp32": {"infer_ms": 2.0, "path_ms": 5.0},
+    "train": {"train_ms": 20.0},
+    "reference": {"reference_ms": 10.0},
+}
+
+
+class Machine:
+    """What the contestants would take: TIMES × speed × their own factors, with noise that all share and their own."""
+
+    def __init__(self):
+        self.speed, self.noise, self.factors, self.seed = 1.0, 0.01, {}, 0
+        self.memory, self.wrong, self.status, self.digest = 1e9, 0, "stable", "d"
+        self.base_factors = {}
+
+    def __call__(self, contestants, *, videos, rounds, round_s, with_scores):
+        generator = np.random.default_rng(self.seed)
+        self.seed += 1
+        found = Interleaved()
+        names = [c.name for c in contestants]
+        for _ in range(4):
+            found.status.append(self.status)
+            if self.status != "stable":
+                found.reasons.append("others took all")
+            shared = generator.lognormal(0, 0.2, 12)
+            for name in names:
+                factors = self.base_factors if name.startswith("base ") else self.factors
+                for figure, ms in TIMES[name.removeprefix("base ")].items():
+                    own = generator.lognormal(0, self.noise, 12)
+                    values = ms * self.speed * factors.get(figure, 1.0) * shared * own
+                    found.times.setdefault(name, {}).setdefault(figure, []).append(values.tolist())
+                found.memory.setdefault(name, {}).setdefault("host_bytes", []).append(self.memory)
+                found.facts[name] = {"data_digest": self.digest}
+        labels = torch.arange(40) % 4
+        logits = torch.nn.functional.one_hot(labels, 4).float() + torch.randn(40, 4, generator=torch.Generator()) * 0
+        now = logits.clone()
+        now[: self.wrong] = logits[: self.wrong].roll(1, 1)
+        for name in names:
+            if name.removeprefix("base ").startswith("eager"):
+                said = logits if name.startswith("base ") else now
+                found.scores[name] = Scores(tuple(map(str, range(40))), said[:, None], labels)
+        yield found
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch, small_checkpoint, motion_data):
+    """The machine, with `run` and `update`: the exit status of `tdn-bench regress` with a baseline in tmp_path."""
+    machine = Machine()
+    monkeypatch.setattr(regress, "interleave", machine)
+    common = ["--baseline", str(tmp_path / "b.json"), "--device", "cpu"]
+    new = ["--update", "--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--engines", "eager"]
+
+    def checked(argv):
+        try:
+            return run_command(regress.main, argv)
+        except SystemExit as stop:
+            return stop.code
+
+    machine.run = lambda *flags: checked([*common, *flags])
+    machine.update = lambda *flags: checked([*common, *new, *flags])
+    machine.baseline = tmp_path / "b.json"
+    return machine
+
+
+def test_identical_code_passes_at_any_speed_of_the_machine(gate, capsys):
+    assert gate.update() == 0
+    for speed in (1.0, 0.3, 2.5):
+        gate.speed = speed
+        assert gate.run() == 0
+    assert "no regression" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("figures", "named"),
+    [
+        (("decode_ms", "loader_ms", "path_ms"), "loader decode_ms"),
+        (("infer_ms", "path_ms"), "eager-fp32 infer_ms"),
+        (("train_ms",), "train train_ms"),
+    ],
+)
+def test_a_slower_part_fails_and_is_named(gate, capsys, figures, named):
+    gate.update()
+    gate.factors = dict.fromkeys(figures, 1.10)
+    assert gate.run() == 1
+    out = capsys.readouterr().out
+    assert "REGRESSION" in out
+    assert f"slower: {named}" in out
+
+
+def test_slower_within_the_margin_passes_and_is_said(gate, capsys):
+    gate.noise = 0.003
+    gate.update()
+    gate.factors = {"train_ms": 1.015}
+    assert gate.run() == 0
+    assert "slower: train train_ms" in capsys.readouterr().out
+
+
+def test_noise_that_allows_no_verdict_is_no_verdict(gate, capsys):
+    gate.update()
+    gate.noise = 0.5
+    assert gate.run() == 3
+    out = capsys.readouterr().out
+    assert "cannot tell" in out
+    assert "would have been found" in out
+
+
+def test_a_void_run_accuses_nobody(gate):
+    gate.update()
+    gate.factors, gate.status = {"train_ms": 1.5}, "void"
+    assert gate.run() == 3
+
+
+def test_another_machines_baseline_has_a_wider_margin(gate, capsys):
+    gate.update()
+    raw = json.loads(gate.baseline.read_text())
+    raw["machine"]["cpu"] = "another"
+    gate.baseline.write_text(json.dumps(raw))
+    gate.factors, gate.memory = {"train_ms": 1.08}, 5e9
+    assert gate.run() == 0
+    assert "another machine" in capsys.readouterr().out
+    gate.factors = {"train_ms": 1.3}
+    assert gate.run() == 1
+
+
+def test_against_another_commit_needs_no_figures_of_the_baseline(gate, monkeypatch, tmp_path, capsys):
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(regress, "checked_out", lambda commit: nullcontext(tmp_path))
+    gate.update()
+    gate.factors = gate.base_factors = dict.fromkeys(("train_ms", "path_ms"), 1.3)
+    assert gate.run("--against", "HEAD~1") == 0
+    gate.base_factors = {}
+    assert gate.run("--against", "HEAD~1") == 1
+
+
+def test_memory_and_accuracy_fail_too(gate, capsys):
+    gate.update()
+    gate.memory = 1.2e9
+    assert gate.run() == 1
+    assert "+20.0%" in capsys.readouterr().out
+    gate.memory, gate.wrong = 1e9, 1
+    assert gate.run() == 1  # one video of forty, which no test of significance could find
+    assert "1 videos lost" in capsys.readouterr().out
+
+
+def test_update_hides_no_regression_without_a_reason(gate, capsys):
+    gate.update()
+    before = gate.baseline.read_text()
+    gate.factors = {"train_ms": 1.2}
+    assert gate.update() == 1
+    assert gate.baseline.read_text() == before
+    assert "--accept REASON" in capsys.readouterr().err
+    assert gate.update("--accept", "the optimiser checks its gradients") == 0
+    details = read_record(gate.baseline).details
+    assert details["accepted"][0]["reason"] == "the optimiser checks its gradients"
+    assert details["accepted"][0]["hides"] == ["train train_ms: regression"]
+    assert gate.run() == 0
+    assert gate.update() == 0  # no change: nothing to accept, and the reasons stay
+    assert len(read_record(gate.baseline).details["accepted"]) == 1
+
+
+def test_a_figure_cannot_be_dropped_in_silence(gate, capsys):
+    gate.update()
+    assert gate.update("--no-train") == 1
+    assert "other data, weights or settings" in capsys.readouterr().err
+
+
+def test_what_cannot_run_is_one_line_and_status_2(gate, capsys, tmp_path, small_checkpoint):
+    for flags, says in (
+        ((), "no such file"),
+        (("--accept", "why"), "--accept goes with --update"),
+    ):
+        assert gate.run(*flags) == 2
+        assert says in capsys.readouterr().err
+    assert gate.update("--against", "HEAD") == 2
+    capsys.readouterr()
+    assert gate.update() == 0
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(small_checkpoint.read_bytes() + b"x")
+    for flags, says in (
+        (("--checkpoint", str(other)), "not the weights"),
+        (("--checkpoint", str(tmp_path / "none")), "not there"),
+    ):
+        assert gate.run(*flags) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert len([line for line in error.splitlines() if line.startswith("error")]) == 1
+    gate.digest = "other"
+    assert gate.run() == 2
+    assert "not those of" in capsys.readouterr().err
+
+
+def test_outputs_say_the_same(gate, tmp_path, capsys):
+    gate.update()
+    gate.factors, gate.noise = {"train_ms": 1.2}, 0.012
+    paths = {kind: tmp_path / f"out/{kind}" for kind in ("junit", "markdown", "json")}
+    assert gate.run(*(text for kind, path in paths.items() for text in (f"--{kind}", str(path)))) == 1
+    suite = ElementTree.parse(paths["junit"]).getroot()
+    assert suite.attrib["failures"] == "1"
+    assert int(suite.attrib["tests"]) == len(suite.findall("testcase"))
+    (failed,) = [case.attrib["name"] for case in suite.findall("testcase") if case.find("failure") is not None]
+    assert failed == "train train_ms"
+    markdown = paths["markdown"].read_text()
+    assert "REGRESSION" in markdown
+    assert "| ❌ | `train train_ms` | regression |" in markdown
+    record = read_record(paths["json"])
+    assert record.details["exit_status"] == 1
+    assert [c["name"] for c in record.details["checks"] if c["verdict"] == "regression"] == ["train train_ms"]
+    assert len(record.samples["train_train_ms"]) == 48
+    ratio = next(c["ratio"] for c in record.details["checks"] if c["name"] == "train train_ms")
+    assert ratio == pytest.approx(1.2, rel=0.02)
+    capsys.readouterr()
+
+
+def test_a_real_baseline_and_a_real_check(tmp_path, small_checkpoint, motion_data, capsys, monkeypatch):
+    monkeypatch.setattr(regress, "MIN_ROUNDS", 2)
+    baseline = tmp_path / "real.json"
+    flags = ["--baseline", str(baseline), "--device", "cpu", "--max-seconds", "1", "--round-s", "1"]
+    new = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--engines", "eager", "--videos", "8"]
+    with pytest.raises(SystemExit) as stop:
+        regress.main([*flags, "--update", *new, "--accept", "a busy machine"])
+    assert stop.value.code == 0
+    held = read_record(baseline)
+    assert (held.kind, held.details["held"]["engines"]) == ("baseline", [["eager", "fp32"]])
+    assert len(held.samples["eager-fp32_path_ms"]) == sum(held.details["turns"])
+    report = tmp_path / "r.json"
+    with pytest.raises(SystemExit) as stop:  # widest margins: of one short round nothing else can be told
+        regress.main([*flags, "--margin", "50", "--json", str(report)])
+    assert stop.value.code == 0, capsys.readouterr().out
+    verdicts = {c["name"]: c["verdict"] for c in read_record(report).details["checks"]}
+    assert verdicts["eager-fp32 accuracy"] == "same"
+    assert {"loader loader_ms", "eager-fp32 infer_ms", "eager-fp32 path_ms", "train train_ms"} <= verdicts.keys()
