@@ -129,7 +129,7 @@ def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_chec
     network = config.build(8, torch.device("cpu"))
     decode = PyAVDecoder(config.clip_spec(), 1)
     for video, logits in zip(videos, first.logits, strict=True):
-        (frames,), _ = decode([plan_evaluation(video, config.clip_spec())])
+        (frames,) = decode([plan_evaluation(video, config.clip_spec())])
         with torch.inference_mode():
             wanted = [network(view[None])[0] for view in frames.unflatten(0, (6, 4))]
         assert torch.allclose(logits, torch.stack(wanted), atol=1e-4)

@@ -68,9 +68,9 @@ class OffByOne:
     def __init__(self, segments: int) -> None:
         self.segments = segments
 
-    def __call__(self, plans: list) -> tuple[list[torch.Tensor | BadClip], None]:
+    def __call__(self, plans: list) -> list[torch.Tensor | BadClip]:
         pictures = torch.from_numpy(numbered_frames(256, 64, 64))
-        return [pictures[torch.from_numpy(plan.frames + 1)] for plan in plans], None
+        return [pictures[torch.from_numpy(plan.frames + 1)] for plan in plans]
 
     def close(self) -> None:
         pass
