@@ -1,0 +1,213 @@
+"""How often does the gate cry wolf, and what does it find? `make benchmark NAME=gate_power`.
+
+Small workloads of identical code (loader, engine; synthetic clips, small network, one thread) are compared as
+`tdn-bench regress` and `throughput --compare` compare: fresh processes that take turns, bootstrap of the log-ratios,
+all figures of a comparison together at 99 %. In some turns of one of the two a stage is really slowed: after each piece
+of its work it computes on for a share of the time that the piece took. Each comparison has processes of its own.
+
+"Found" is an interval above no change: the weakest thing that the gate says of a time ("slower"). "Regression" is an
+interval above the margin of 3 %. A slow-down by the margin itself cannot be told to exceed it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.ledger import Lane
+from pipelines.synthetic import make_dataset
+from tdn_bench import turns
+from tdn_bench.cli import run_command
+from tdn_bench.environment import machine_name
+from tdn_bench.errors import UserError
+from tdn_bench.interleave import Contestant, Process, started
+from tdn_bench.record import make_record, write_record
+from tdn_bench.stats import Change, change
+from tdn_bench.timing import Watch
+
+STAGES = ("decode", "augment", "infer")  # each takes a tenth of a video's time or more
+FIGURES = ("loader_ms", *(f"{stage}_ms" for stage in STAGES))
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Compare identical code many times, then code that is slower by a known share."""
+
+    false_alarms: int = 100
+    """Comparisons of identical code beside those that each comparison of slowed code holds."""
+    power: int = 100
+    """Comparisons of code slowed by each of --slowdowns, in a stage each in turn."""
+    slowdowns: tuple[float, ...] = (0.03, 0.05, 0.10)
+    """Shares by which a stage is slowed."""
+    turns: int = 30
+    """Turns of each side in a comparison."""
+    videos: int = 8
+    """Videos in a turn."""
+    engine: str = "eager"
+    """Engine of the comparisons."""
+    data: Path = Path("runs/synthetic")
+    """Videos; rendered where there are none."""
+    results: Path | None = None
+    """Folder for the record; default: results/<machine>/."""
+
+
+class Slowed(turns.Contestant):
+    """A contestant with a stage that can be slowed."""
+
+    stage, share = "", 0.0
+
+    def turn(self, parts: list[str], stage: str = "", share: float = 0.0) -> dict[str, float]:
+        Slowed.stage, Slowed.share = stage, share
+        return super().turn(parts)
+
+
+def work_on(start_s: float) -> None:
+    """Compute for a share of the time since `start_s`."""
+    now = time.perf_counter()
+    until = now + Slowed.share * (now - start_s)
+    while time.perf_counter() < until:
+        pass
+
+
+def inject() -> None:
+    """Let the loader's stages and the engine work on, where it is their turn."""
+    from engines import Engine
+
+    lap, call = Lane.lap, Engine.__call__
+
+    def slow_lap(self: Lane, stage: str) -> None:
+        if stage == Slowed.stage:
+            work_on(self.last_s)
+        lap(self, stage)
+
+    def slow_call(self: Engine, frames: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
+        logits = call(self, frames)
+        if Slowed.stage == "infer":
+            work_on(start)
+        return logits
+
+    Lane.lap, Engine.__call__ = slow_lap, slow_call  # type: ignore[method-assign]
+
+
+def compare(
+    both: Sequence[Contestant], config: Benchmark, shares: Sequence[float], stage: str
+) -> tuple[dict[float, dict[str, Change]], dict[str, Any]]:
+    """One set of fresh processes: the changes of every figure for every share, and the raw times."""
+    start = time.monotonic()
+    with started(both, config.videos) as (processes, _), Watch([p.pid for p in processes]) as watch:
+        a, b = processes
+        sides: list[tuple[str, Process, float]] = [("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)]
+        times: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in sides}
+        for turn in range(config.turns):
+            for name, process, share in reversed(sides) if turn % 2 else sides:
+                times[name].append(process._ask("turn", list(process.contestant.parts), stage if share else "", share))
+    seconds = time.monotonic() - start
+    found = {}
+    for share in shares:
+        ratios = {
+            f: [np.log([y[f] / x[f] for x, y in zip(times["a"], times[f"b{share:g}"], strict=True)]).tolist()]
+            for f in FIGURES
+        }
+        found[share] = {f: change(r, confidence=1 - 0.01 / len(FIGURES)) for f, r in ratios.items()}
+    raw = {f"{name}_{f}": [t[f] for t in taken] for name, taken in times.items() for f in FIGURES}
+    return found, {"times": raw, "seconds": seconds, "foreign_cpu_share": watch.figures.get("foreign_cpu_share")}
+
+
+def named(changes: dict[str, Change]) -> str | None:
+    """The stage that is blamed: of those that are found slower, the one that is most."""
+    slower = {f: c.ratio.value for f, c in changes.items() if c.ratio.low > 1 and f != "loader_ms"}
+    return max(slower, key=lambda f: slower[f]).removesuffix("_ms") if slower else None
+
+
+def tally(changes: dict[str, Change], stage: str) -> Counter[str]:
+    """What the comparison says, each once."""
+    figures = [f for f in changes if changes[f].ratio.low > 1]
+    return Counter(
+        comparisons=1,
+        found=bool(figures),
+        found_faster=any(c.ratio.high < 1 for c in changes.values()),
+        named=named(changes) == stage,
+        regression=any(c.verdict(MARGIN) == "regression" for c in changes.values()),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print the shares, write a record."""
+    import tyro
+
+    config = tyro.cli(Benchmark, args=argv, prog="benchmarks/gate_power.py")
+    if config.turns < 10 or config.videos < 1:
+        raise UserError("--turns must be at least 10, --videos at least 1")
+    data = make_dataset(config.data, train=8, validation=64) if not config.data.exists() else config.data
+    flags = ["--engine", config.engine, "--data", str(data), "--model", "tdn_resnet_small", "--num-segments", "4"]
+    flags += ["--size", "64", "--batch-size", "4", "--workers", "1", "--device", "cpu"]
+    both = [
+        Contestant(
+            name, tuple(flags), ("loader", "engine"), script=Path(__file__), environment={"OMP_NUM_THREADS": "1"}
+        )
+        for name in "AB"
+    ]
+    counts: dict[float, Counter[str]] = {}
+    by_stage: dict[str, Counter[str]] = {}
+    samples: dict[str, list[float]] = {}
+    seconds, foreign = [], []
+    shares = (0.0, *config.slowdowns)
+    for number in range(config.power + config.false_alarms):
+        stage = STAGES[number % len(STAGES)]
+        found, raw = compare(both, config, shares if number < config.power else (0.0,), stage)
+        seconds.append(raw["seconds"])
+        foreign.append(raw["foreign_cpu_share"])
+        for name, values in raw["times"].items():
+            samples.setdefault(name, []).extend(round(v, 5) for v in values)
+        for share, changes in found.items():
+            said = tally(changes, stage)
+            counts.setdefault(share, Counter()).update(said)
+            by_stage.setdefault(f"{share:g} {stage}", Counter()).update(said)
+            for f, c in changes.items():
+                samples.setdefault(f"detectable_{f}", []).append(round(c.detectable, 5))
+        if number % 10 == 9:
+            print(f"{number + 1}: {line(counts)}", file=sys.stderr, flush=True)
+    figures: dict[str, Any] = {"median_comparison_s": float(np.median(seconds)), "longest_comparison_s": max(seconds)}
+    print(f"{'slowed by':>10s}{'comparisons':>13s}{'found':>8s}{'stage named':>13s}{'regression':>12s}")
+    for share, count in counts.items():
+        n = count["comparisons"]
+        rates = {k: 100 * count[k] / n for k in ("found", "found_faster", "named", "regression")}
+        key = f"slowed_{100 * share:g}_percent"
+        figures |= {f"{key}_comparisons": n} | {f"{key}_{k}_percent": v for k, v in rates.items()}
+        right = f"{rates['named']:11.0f} %" if share else f"{'–':>13s}"
+        print(f"{share:10.0%}{n:13d}{rates['found']:6.1f} %{right}{rates['regression']:10.1f} %")
+    print(f"a comparison: {figures['median_comparison_s']:.1f} s, at most {figures['longest_comparison_s']:.1f} s")
+    record = make_record(
+        "benchmark", "gate-power", figures=figures, samples=samples, settings=asdict(config),
+        device=torch.device("cpu"),
+        details={
+            "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds
+        },
+    )  # fmt: skip
+    print(f"record: {write_record(record, config.results or Path('results') / machine_name(torch.device('cpu')))}")
+
+
+def line(counts: dict[float, Counter[str]]) -> str:
+    return "; ".join(
+        f"{s:.0%}: found {c['found']}, named {c['named']} of {c['comparisons']}" for s, c in counts.items()
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1].isdecimal():  # a contestant's process
+        turns.Contestant = Slowed  # type: ignore[misc]
+        inject()
+        turns.serve(Connection(int(sys.argv[1])))
+    else:
+        raise SystemExit(run_command(main))
