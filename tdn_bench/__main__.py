@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "accuracy of a checkpoint: one clip, thirty views; saves the raw scores",
     "scores": "accuracy from saved scores: of one file, an ensemble, the mean of splits",
     "throughput": "ms/video from file to label with one engine",
+    "scenario": "MLPerf's scenarios and live streams: latencies from the arrival, the highest load in time",
     "report": "a Markdown page and plots from a folder of records",
     "doctor": "what this machine can run; with a data set: what is wrong with it, and what loading it costs",
     "transcode": "re-encode a data set so that clips decode faster",
