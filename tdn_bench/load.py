@@ -65,7 +65,7 @@ def nth_video(number: int, videos: int, seed: int) -> int:
     return int(_pass(number // videos, videos, seed)[number % videos])
 
 
-def poisson(rate_per_s: float, seconds: float, videos: int, seed: int) -> Schedule:
+def poisson(rate_per_s: float, seconds: float, seed: int, *, videos: int) -> Schedule:
     """Arrivals independent of each other and of any system: exponential gaps, for `seconds`."""
     rng = np.random.default_rng(seed)
     expected = rate_per_s * seconds
@@ -74,11 +74,12 @@ def poisson(rate_per_s: float, seconds: float, videos: int, seed: int) -> Schedu
     return Schedule(due_s.tolist(), [nth_video(i, videos, seed) for i in range(len(due_s))])
 
 
-def live_streams(streams: int, seconds: float, lengths_s: Sequence[float], seed: int) -> Schedule:
+def live_streams(streams: float, seconds: float, seed: int, *, lengths_s: Sequence[float]) -> Schedule:
     """`streams` streams that play videos of `lengths_s` back to back: a clip is due when its last frame has arrived.
     A trial joins each stream at a random moment of its first video."""
+    lengths_s = [float(length) for length in lengths_s]
     rng, order = np.random.default_rng(seed), (nth_video(i, len(lengths_s), seed) for i in count())
-    first = [next(order) for _ in range(streams)]
+    first = [next(order) for _ in range(int(streams))]
     ends = [(lengths_s[v] * rng.random(), stream, v) for stream, v in enumerate(first)]
     heapify(ends)
     due_s, videos = [], []
@@ -150,18 +151,18 @@ class Trial:
 def run_schedule(system: System, schedule: Schedule, goal: Goal, load: float, seed: int = 0) -> Trial:
     """Submit every query when it is due until the goal is decided. Only queries that were due a bound ago are judged:
     of them it is known whether they were in time, answered or not."""
-    due_s, bound_s = schedule.due_s, goal.bound_s
-    first = max(goal.warmup_queries, bisect_left(due_s, goal.warmup_s))
+    bound_s, first = goal.bound_s, max(goal.warmup_queries, bisect_left(schedule.due_s, goal.warmup_s))
     trial, done_s = Trial(load, seed), dict[int, float]()
     issued, oldest, judged, look = 0, 0, first, FIRST_LOOK
     start = system.now()
+    due_s = [start + due for due in schedule.due_s]
     while True:
-        now = system.now() - start
+        now = system.now()
         while issued < len(due_s) and due_s[issued] <= now:
             system.submit(issued)
             trial.lateness_ms.append(1000 * (now - due_s[issued]))
             issued += 1
-            now = system.now() - start
+            now = system.now()
         while judged < issued and due_s[judged] + bound_s <= now:
             trial.on_time += done_s.get(judged, math.inf) - due_s[judged] <= bound_s
             judged += 1
@@ -178,18 +179,18 @@ def run_schedule(system: System, schedule: Schedule, goal: Goal, load: float, se
             if share.high < goal.share:
                 trial.verdict, trial.reason = "failed", f"{share.value:.2%} within the bound"
                 break
-            if share.low >= goal.share and (ended or now >= goal.warmup_s + goal.seconds):
+            if share.low >= goal.share and (ended or now >= start + goal.warmup_s + goal.seconds):
                 trial.verdict = "passed"
                 break
         if ended:
             trial.reason = f"{trial.on_time} of {trial.judged} within the bound when the time was up"
             break
         next_s = min([now + bound_s, *due_s[issued : issued + 1]])
-        done_s.update((number, at - start) for number, at in system.wait(start + next_s))
+        done_s.update(system.wait(next_s))
     trial.wall_s = system.now() - start
     left = issued - (system.cancel() if trial.verdict == "failed" else 0)
     while len(done_s) < left:
-        done_s.update((number, at - start) for number, at in system.wait(math.inf))
+        done_s.update(system.wait(math.inf))
     latency_s = {i: done_s[i] - due_s[i] for i in range(first, judged) if i in done_s}
     trial.latency_ms = [round(1000 * s, 3) for s in latency_s.values()]
     trial.unanswered = trial.judged - len(latency_s)
@@ -252,8 +253,8 @@ def search(
     whole: bool = False,
 ) -> tuple[float | None, float]:
     """The highest load that passes and is confirmed, and the lowest that was refused, no more than `resolution` apart
-    (a share; of `whole` loads at least one). Doubles or halves from a guess until it has both, then bisects; None where
-    nothing down to `lowest` passes."""
+    (a share; of `whole` loads at least one). Doubles or halves from a guess until it has both, then bisects. Where a
+    load is not confirmed it goes back by growing steps; None where nothing down to `lowest` passes."""
 
     def step(load: float) -> float:
         return max(1, math.floor(load * resolution)) if whole else load * resolution
@@ -274,9 +275,9 @@ def search(
             best = middle
         else:
             refused = middle
+    share = 1 + resolution
     while not confirms(best):
-        refused = best
-        best -= step(best)
+        refused, best, share = best, min(best - 1, best // share) if whole else best / share, share * share
         if best < lowest:
             return None, refused
     return best, refused

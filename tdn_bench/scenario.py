@@ -30,20 +30,9 @@ from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.load import (
-    Goal,
-    Pipeline,
-    Schedule,
-    Trial,
-    burst_rate,
-    live_streams,
-    nth_video,
-    poisson,
-    rate_interval,
-    run_closed,
-    run_schedule,
-    search,
-    share_interval,
-)
+    Goal, Pipeline, Schedule, Trial, burst_rate, live_streams, nth_video, poisson, rate_interval,
+    run_closed, run_schedule, search, share_interval,
+)  # fmt: skip
 from tdn_bench.parity import Agreement, check_engine, plain
 from tdn_bench.record import Record, make_record, write_record
 from tdn_bench.stats import Interval, TooFewSamples, percentile, samples_for_percentile
@@ -91,7 +80,7 @@ class SingleStream(Queries):
     """One video at a time, the next when the label of the last is there: p90 latency."""
 
     batch_size: int = 1
-    """Videos in a query."""
+    """What the engine is built for; a query is one video."""
     ranged: bool = False
     """Build for every batch size up to the largest, not for that one alone."""
 
@@ -111,9 +100,11 @@ class Server(Queries):
     seconds: float = 5
     """A trial of a rate passes after this long at the earliest."""
     max_seconds: float = 20
-    """A trial that is undecided then counts as failed."""
+    """A trial that is undecided then counts as failed; at a low load it takes as long as its samples do."""
     latency_bound_ms: float | None = None
-    """What p99 latency may be; default: five times the median of single queries, measured first."""
+    """What the percentile may be; default: five times the median of single queries, measured first."""
+    percentile: float = 99
+    """Which percentile of the latency is bound."""
     rate_resolution: float = 0.05
     """Stop where the highest rate that passed and the lowest that failed are this share apart."""
 
@@ -129,7 +120,7 @@ class LiveStreams(Queries):
     seconds: float = 10
     """A trial of a number of streams passes after this long at the earliest."""
     max_seconds: float = 30
-    """A trial that is undecided then counts as failed."""
+    """A trial that is undecided then counts as failed; at a low load it takes as long as its samples do."""
     fps: float = 25
     """Frames a second of every stream."""
     deadline_ms: float = 1000
@@ -269,35 +260,31 @@ def in_turn(ready: Ready, config: SingleStream | MultiStream) -> Findings:
 
 
 def highest(
-    ready: Ready, schedule: Callable[[float, float, int], Schedule], goal: Goal, guess: float, *, lowest: float,
-    whole: bool, resolution: float, unit: str,
-) -> tuple[Findings, float | None, float]:  # fmt: skip
-    """Trials until the highest load that reaches the goal is known, and was confirmed with other arrivals."""
-    config, trials = ready.config, list[Trial]()
-    wanted = samples_for_percentile(100 * goal.share)
+    ready: Ready, schedule: Callable[[float, float, int], Schedule], goal: Goal, *,
+    guess: float, lowest: float, resolution: float, rate_of_one: float, unit: str,
+) -> Findings:  # fmt: skip
+    """Trials until the highest load that reaches the goal is known, and was confirmed with other arrivals. A load of
+    one brings `rate_of_one` queries a second."""
+    trials: list[Trial] = []
+    samples = goal.warmup_queries + 1.5 * samples_for_percentile(100 * goal.share)  # so many bear a late one
 
     def trial(load: float, seed: int) -> bool:
-        arrivals = schedule(load, goal.warmup_s + config.max_seconds, seed)
+        seconds = goal.warmup_s + max(ready.config.max_seconds, samples / (load * rate_of_one))
+        arrivals = schedule(load, seconds, seed)
         with ready.pipeline(arrivals.videos.__getitem__) as pipeline:
             done = run_schedule(pipeline, arrivals, goal, load, seed)
             done.usage = pipeline.usage()
         trials.append(done)
         print(f"{load:.4g} {unit}: {done.verdict}{f' ({done.reason})' if done.reason else ''}", file=sys.stderr)
-        if done.verdict == "undecided" and done.judged < wanted:
-            needed_s = math.ceil(
-                1.5 * (wanted + goal.warmup_queries) * config.max_seconds / max(1, len(arrivals.due_s))
-            )
-            raise UserError(
-                f"--max-seconds {config.max_seconds:g}: {done.judged} queries at {load:.4g} {unit} decide nothing, "
-                f"{wanted} may; use --max-seconds {needed_s}"
-            )
         return done.passed
 
+    seed, whole = ready.config.seed, unit == "streams"
     best, refused = search(
-        partial(trial, seed=config.seed), partial(trial, seed=config.seed + 1), guess,
+        partial(trial, seed=seed), partial(trial, seed=seed + 1), guess,
         resolution=resolution, lowest=lowest, whole=whole,
     )  # fmt: skip
-    found = Findings({"trials": len(trials)})
+    found = Findings({unit.replace("/", "_per_"): best, f"rejected_{unit.replace('/', '_per_')}": refused})
+    found.figures["trials"] = len(trials)
     for number, done in enumerate(trials):
         found.samples[f"trial_{number:02d}_latency_ms"] = done.latency_ms
         found.samples[f"trial_{number:02d}_lateness_ms"] = [round(late_ms, 3) for late_ms in done.lateness_ms]
@@ -309,42 +296,34 @@ def highest(
         found.latencies(confirmed.latency_ms)
         share = share_interval(confirmed.on_time, confirmed.judged)
         found.interval("on_time", "percent", Interval(100 * share.value, 100 * share.low, 100 * share.high))
-    return found, best, refused
+    return found
 
 
 def server(ready: Ready, config: Server) -> Findings:
-    """The highest Poisson rate whose p99 latency is within the bound."""
+    """The highest Poisson rate whose latency is within the bound."""
     bound_ms = config.latency_bound_ms
     if bound_ms is None:
         single_ms, _ = ready.closed(1, 1, config.max_seconds, samples_for_percentile(50))
         bound_ms = BOUND_MEDIANS * median(single_ms)
     burst = ready.burst()
-    goal = config.goal(bound_ms)
-    found, best, refused = highest(
-        ready, lambda rate, seconds, seed: poisson(rate, seconds, ready.videos, seed), goal, 0.75 * burst,
-        lowest=burst / 64, whole=False, resolution=config.rate_resolution, unit="queries/s",
+    found = highest(
+        ready, partial(poisson, videos=ready.videos), config.goal(bound_ms, config.percentile / 100),
+        guess=0.75 * burst, lowest=burst / 64, resolution=config.rate_resolution, rate_of_one=1, unit="queries/s",
     )  # fmt: skip
-    found.figures |= {
-        "queries_per_s": best, "rejected_queries_per_s": refused, "burst_queries_per_s": burst,
-        "latency_bound_ms": bound_ms,
-    }  # fmt: skip
+    found.figures |= {"latency_bound_ms": bound_ms, "burst_queries_per_s": burst}
     return found
 
 
 def live(ready: Ready, config: LiveStreams) -> Findings:
     """The most live streams whose labels are in time."""
     lengths_s = ready.loader.videos.column("num_frames")[ready.positions] / config.fps
-    burst = ready.burst()
-    goal = config.goal(config.deadline_ms, config.on_time, steady=True)
-    found, best, refused = highest(
-        ready, lambda streams, seconds, seed: live_streams(int(streams), seconds, lengths_s, seed), goal,
-        0.75 * burst * float(lengths_s.mean()),
-        lowest=1, whole=True, resolution=config.rate_resolution, unit="streams",
+    mean_s, burst = float(lengths_s.mean()), ready.burst()
+    found = highest(
+        ready, partial(live_streams, lengths_s=lengths_s), config.goal(config.deadline_ms, config.on_time, steady=True),
+        guess=0.75 * burst * mean_s, lowest=1, resolution=config.rate_resolution, rate_of_one=1 / mean_s,
+        unit="streams",
     )  # fmt: skip
-    found.figures |= {
-        "streams": best, "rejected_streams": refused, "burst_queries_per_s": burst,
-        "mean_video_s": float(lengths_s.mean()),
-    }  # fmt: skip
+    found.figures |= {"mean_video_s": mean_s, "burst_queries_per_s": burst}
     return found
 
 
@@ -359,14 +338,15 @@ def offline(config: Offline) -> Record:
 
 def check_flags(config: Queries) -> None:
     """Raise UserError for a number that no run could have."""
-    at_least = {"samples_per_query": 1, "warmup_seconds": 0, "batch_wait_ms": 0, "max_seconds": 0}
-    for name, least in at_least.items():
-        if getattr(config, name, least) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}")
-    for name in ("latency_bound_ms", "rate_resolution", "fps", "deadline_ms", "on_time"):
-        value = getattr(config, name, None)
-        if value is not None and (value <= 0 or (name == "on_time" and value >= 1)):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0" + ", below 1" * (name == "on_time"))
+    for name in ("samples_per_query", "latency_bound_ms", "rate_resolution", "fps", "deadline_ms"):
+        if (value := getattr(config, name, None)) is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    for name in ("warmup_seconds", "batch_wait_ms", "max_seconds", "seed"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
+    for name, most in (("on_time", 1), ("percentile", 100)):
+        if not 0 < getattr(config, name, most / 2) < most:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be above 0 and below {most}")
 
 
 def run(config: Offline) -> Record:
@@ -408,49 +388,38 @@ def run(config: Offline) -> Record:
 
 def summary(record: Record) -> str:
     """The figures a person looks for first."""
-    f, s = record.figures, record.settings
+    f, s, d = record.figures, record.settings, record.details
+
+    def ends(name: str, unit: str) -> str:
+        return f"{f[f'{name}_{unit}']:.1f} [{f[f'{name}_low_{unit}']:.1f}, {f[f'{name}_high_{unit}']:.1f}]"
+
     if "videos_per_s" in f:
-        ends = f"[{f['videos_low_per_s']:.1f}, {f['videos_high_per_s']:.1f}]"
-        return f"{record.name}: {f['videos_per_s']:.1f} {ends} videos/s ({f['videos']} videos in {f['wall_s']:.1f} s)"
-    head = f"{record.name}: "
+        return f"{record.name}: {ends('videos', 'per_s')} videos/s ({f['videos']} videos in {f['wall_s']:.1f} s)"
     if "latency_bound_ms" in f:
-        if f["queries_per_s"] is None:
-            return (
-                head
-                + f"no rate down to {f['rejected_queries_per_s']:.3g} queries/s keeps its p99 within "
-                + (f"{f['latency_bound_ms']:.1f} ms")
-            )
-        head += (
-            f"{f['queries_per_s']:.1f} queries/s with p99 within {f['latency_bound_ms']:.1f} ms, confirmed; "
-            f"{f['rejected_queries_per_s']:.1f} refused; {f['trials']} trials"
-        )
+        best, refused, unit = f["queries_per_s"], f["rejected_queries_per_s"], "queries/s"
+        goal = f"p{s['percentile']:g} latency within {f['latency_bound_ms']:.1f} ms"
     elif "streams" in f:
-        place = "GPU" if s["device"].startswith("cuda") else "machine"
-        if f["streams"] is None:
-            return head + "not one stream runs in real time"
-        head += (
-            f"{f['streams']} streams of {s['fps']:g} frames/s on this {place} with {f['on_time_percent']:.2f} % "
-            f"[{f['on_time_low_percent']:.2f}, {f['on_time_high_percent']:.2f}] of labels within {s['deadline_ms']:g} "
-            f"ms, confirmed; {f['rejected_streams']} refused; {f['trials']} trials"
-        )
+        best, refused = f["streams"], f["rejected_streams"]
+        unit = f"streams of {s['fps']:g} frames/s on this {'GPU' if s['device'].startswith('cuda') else 'machine'}"
+        goal = f"{100 * s['on_time']:g} % of labels within {s['deadline_ms']:g} ms"
     else:
-        head += f"{f['queries']} queries of {s.get('samples_per_query', 1)} videos"
-    latencies = [
-        f"p{q} {f[f'p{q}_latency_ms']:.1f} [{f[f'p{q}_latency_low_ms']:.1f}, {f[f'p{q}_latency_high_ms']:.1f}] ms"
-        for q in (50, 90, 99)
-        if f"p{q}_latency_ms" in f
-    ]
-    a = record.details["agreement_with_eager_fp32"]
-    lines = [
-        head,
-        "  latency: " + ", ".join(latencies),
-        f"  batches of {f['mean_batch_size']:.1f}, engine busy {f['engine_occupancy_percent']:.0f} %, "
-        f"decoders {f['decoder_occupancy_percent']:.0f} %; largest difference from eager fp32 "
-        f"{a['max_difference']:.1e} standard deviations; built in {f['build_s']:.1f} s",
-        *(f"  refused: {refusal}" for refusal in record.details["refused"]),
-    ]
+        best, refused, unit, goal = f["queries"], None, f"queries of {s.get('samples_per_query', 1)} videos", ""
+    lines = [f"{record.name}: {best:.5g} {unit}" if best is not None else f"{record.name}: no load passed"]
+    if refused is not None:
+        share = f", {ends('on_time', 'percent')} %" if best is not None else ""
+        lines[0] += f" ({goal}{share}; confirmed), {refused:.5g} refused, {f['trials']} trials"
+    if best is not None:
+        names = [f"p{q}" for q in (50, 90, 99) if f"p{q}_latency_ms" in f]
+        lines.append("  latency: " + ", ".join(f"{q} {ends(f'{q}_latency', 'ms')} ms" for q in names))
+        lines.append(
+            f"  batches of {f['mean_batch_size']:.1f}, engine busy {f['engine_occupancy_percent']:.0f} %, decoders "
+            f"{f['decoder_occupancy_percent']:.0f} %"
+        )
+    a = d["agreement_with_eager_fp32"]
+    lines.append(f"  from eager fp32 {a['max_difference']:.1e} standard deviations; built in {f['build_s']:.1f} s")
+    lines += [f"  refused: {refusal}" for refusal in d.get("refused", [])]
     if f["bad_clips"]:
-        lines.append(f"  {f['bad_clips']} videos could not be used ({f['queries_not_decoded']} queries)")
+        lines.append(f"  {f['bad_clips']} videos could not be used; {f['queries_not_decoded']} queries named one")
     return "\n".join(lines)
 
 
