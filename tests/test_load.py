@@ -105,7 +105,9 @@ def test_a_trial_passes_fails_stays_undecided_or_is_void():
     assert run_schedule(Slow(0.02), schedule, no_warmup(0.03), 25).verdict == "failed"
     few = run_schedule(Slow(0.02), poisson(25, 10, 1, videos=5), no_warmup(0.5), 25)
     assert (few.verdict, few.on_time == few.judged > 200) == ("undecided", True)  # all in time, and too few to say so
-    late = run_schedule(Slow(0.001, submit_s=0.025), schedule, no_warmup(0.5, seconds=1), 25)
+    pairs = Schedule([float(i // 2) for i in range(1000)], [])  # the second of each is submitted 150 ms late
+    late = run_schedule(Slow(0.001, submit_s=0.15), pairs, no_warmup(0.5), 2)
+    assert late.lateness_ms[:4] == pytest.approx([0, 150, 0, 150], abs=1e-6)
     assert late.verdict == "void"
     warm = run_schedule(Slow(0.02), schedule, Goal(0.5, warmup_s=2, warmup_queries=100), 25)
     first = max(100, sum(due < 2 for due in schedule.due_s))
