@@ -13,6 +13,7 @@ COMMANDS = {
     "scores": "accuracy from saved scores: of one file, an ensemble, the mean of splits",
     "throughput": "ms/video from file to label with one engine",
     "regress": "the regression gate: measure again what a baseline holds, and compare",
+    "scenario": "MLPerf's scenarios and live streams: latencies from the arrival, the highest load in time",
     "report": "a Markdown page and plots from a folder of records",
     "history": "a figure over commits, from all records below some folders: a table and a plot",
     "doctor": "what this machine can run; with a data set: what is wrong with it, and what loading it costs",

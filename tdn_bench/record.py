@@ -33,7 +33,7 @@ class Record:
     """One run. `figures` are its results and `samples` the raw values behind them; keys end in their unit
     (`_s`, `_ms`, `_percent`, `_bytes`, `_per_s`, …)."""
 
-    kind: str  # train, throughput, loader, gpu_suite, benchmark
+    kind: str  # train, throughput, loader, scenario, gpu_suite, benchmark
     name: str
     figures: Mapping[str, Any]
     samples: Mapping[str, Sequence[float]]
