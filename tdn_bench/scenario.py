@@ -415,8 +415,8 @@ def summary(record: Record) -> str:
         best, refused, unit, goal = f["queries"], None, f"queries of {s.get('samples_per_query', 1)} videos", ""
     lines = [f"{record.name}: {best:.5g} {unit}" if best is not None else f"{record.name}: no load passed"]
     if refused is not None:
-        share = f", {ends('on_time', 'percent')} %" if best is not None else ""
-        lines[0] += f" ({goal}{share}; confirmed), {refused:.5g} refused, {f['trials']} trials"
+        share = f", {ends('on_time', 'percent')} %; confirmed" if best is not None else ""
+        lines[0] += f" ({goal}{share}), {refused:.5g} refused, {f['trials']} trials"
     if best is not None:
         names = [f"p{q}" for q in (50, 90, 99) if f"p{q}_latency_ms" in f]
         lines.append("  latency: " + ", ".join(f"{q} {ends(f'{q}_latency', 'ms')} ms" for q in names))
