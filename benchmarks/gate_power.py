@@ -3,7 +3,8 @@
 Small workloads of identical code (loader, engine; synthetic clips, small network, one thread) are compared as
 `tdn-bench regress` and `throughput --compare` compare: fresh processes that take turns, bootstrap of the log-ratios,
 all figures of a comparison together at 99 %. In some turns of one of the two a stage is really slowed: after each piece
-of its work it computes on for a share of the time that the piece took. Each comparison has processes of its own.
+of its work it computes on for a share of the time that the piece took. A comparison is three rounds of two processes
+each; six processes serve a few comparisons, paired at random for each.
 
 "Found" is an interval above no change: the weakest thing that the gate says of a time ("slower"). "Regression" is an
 interval above the margin of 3 %. A slow-down by the margin itself cannot be told to exceed it.
@@ -11,6 +12,8 @@ interval above the margin of 3 %. A slow-down by the margin itself cannot be tol
 
 from __future__ import annotations
 
+import math
+import random
 import sys
 import time
 from collections import Counter
@@ -29,7 +32,7 @@ from tdn_bench import turns
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
-from tdn_bench.interleave import Contestant, Process, started
+from tdn_bench.interleave import MIN_ROUNDS, Contestant, Process, started
 from tdn_bench.record import make_record, write_record
 from tdn_bench.stats import Change, change
 from tdn_bench.timing import Watch
@@ -49,8 +52,12 @@ class Benchmark:
     """Comparisons of code slowed by each of --slowdowns, in a stage each in turn."""
     slowdowns: tuple[float, ...] = (0.03, 0.05, 0.10)
     """Shares by which a stage is slowed."""
-    turns: int = 30
-    """Turns of each side in a comparison."""
+    turns: int = 8
+    """Turns of each side in each of a comparison's three rounds."""
+    reuse: int = 5
+    """Comparisons that six processes serve, paired anew for each, before fresh ones take over."""
+    max_seconds: float = 3600
+    """Begin no new processes after so long."""
     videos: int = 8
     """Videos in a turn."""
     engine: str = "eager"
@@ -101,27 +108,26 @@ def inject() -> None:
 
 
 def compare(
-    both: Sequence[Contestant], config: Benchmark, shares: Sequence[float], stage: str
-) -> tuple[dict[float, dict[str, Change]], dict[str, Any]]:
-    """One set of fresh processes: the changes of every figure for every share, and the raw times."""
-    start = time.monotonic()
-    with started(both, config.videos) as (processes, _), Watch([p.pid for p in processes]) as watch:
-        a, b = processes
+    pool: Sequence[Process], config: Benchmark, shares: Sequence[float], stage: str
+) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]]]:
+    """Three rounds, each of two of the pool's processes: the changes of every figure for every share, and the times."""
+    times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("a", *(f"b{share:g}" for share in shares))}
+    for a, b in zip(pool[::2], pool[1::2], strict=True):
         sides: list[tuple[str, Process, float]] = [("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)]
-        times: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in sides}
+        for rounds in times.values():
+            rounds.append([])
         for turn in range(config.turns):
             for name, process, share in reversed(sides) if turn % 2 else sides:
-                times[name].append(process._ask("turn", list(process.contestant.parts), stage if share else "", share))
-    seconds = time.monotonic() - start
-    found = {}
+                parts = list(process.contestant.parts)
+                times[name][-1].append(process._ask("turn", parts, stage if share else "", share))
+    found: dict[float, dict[str, Change]] = {}
     for share in shares:
-        ratios = {
-            f: [np.log([y[f] / x[f] for x, y in zip(times["a"], times[f"b{share:g}"], strict=True)]).tolist()]
-            for f in FIGURES
-        }
-        found[share] = {f: change(r, confidence=1 - 0.01 / len(FIGURES)) for f, r in ratios.items()}
-    raw = {f"{name}_{f}": [t[f] for t in taken] for name, taken in times.items() for f in FIGURES}
-    return found, {"times": raw, "seconds": seconds, "foreign_cpu_share": watch.figures.get("foreign_cpu_share")}
+        found[share] = {}
+        for f in FIGURES:
+            pairs = zip(times["a"], times[f"b{share:g}"], strict=True)
+            ratios = [[math.log(y[f] / x[f]) for x, y in zip(*rounds, strict=True)] for rounds in pairs]
+            found[share][f] = change(ratios, confidence=1 - 0.01 / len(FIGURES))
+    return found, {f"{n}_{f}": [t[f] for r in rounds for t in r] for n, rounds in times.items() for f in FIGURES}
 
 
 def named(changes: dict[str, Change]) -> str | None:
@@ -147,38 +153,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/gate_power.py")
-    if config.turns < 10 or config.videos < 1:
-        raise UserError("--turns must be at least 10, --videos at least 1")
+    if config.turns < 4 or config.videos < 1:
+        raise UserError("--turns must be at least 4, --videos at least 1")
     data = make_dataset(config.data, train=8, validation=64) if not config.data.exists() else config.data
     flags = ["--engine", config.engine, "--data", str(data), "--model", "tdn_resnet_small", "--num-segments", "4"]
     flags += ["--size", "64", "--batch-size", "4", "--workers", "1", "--device", "cpu"]
-    both = [
-        Contestant(
-            name, tuple(flags), ("loader", "engine"), script=Path(__file__), environment={"OMP_NUM_THREADS": "1"}
-        )
-        for name in "AB"
-    ]
+    alone = {"OMP_NUM_THREADS": "1"}
+    contestant = Contestant("pool", tuple(flags), ("loader", "engine"), script=Path(__file__), environment=alone)
     counts: dict[float, Counter[str]] = {}
     by_stage: dict[str, Counter[str]] = {}
     samples: dict[str, list[float]] = {}
-    seconds, foreign = [], []
-    shares = (0.0, *config.slowdowns)
-    for number in range(config.power + config.false_alarms):
-        stage = STAGES[number % len(STAGES)]
-        found, raw = compare(both, config, shares if number < config.power else (0.0,), stage)
-        seconds.append(raw["seconds"])
-        foreign.append(raw["foreign_cpu_share"])
-        for name, values in raw["times"].items():
-            samples.setdefault(name, []).extend(round(v, 5) for v in values)
-        for share, changes in found.items():
-            said = tally(changes, stage)
-            counts.setdefault(share, Counter()).update(said)
-            by_stage.setdefault(f"{share:g} {stage}", Counter()).update(said)
-            for f, c in changes.items():
-                samples.setdefault(f"detectable_{f}", []).append(round(c.detectable, 5))
-        if number % 10 == 9:
-            print(f"{number + 1}: {line(counts)}", file=sys.stderr, flush=True)
-    figures: dict[str, Any] = {"median_comparison_s": float(np.median(seconds)), "longest_comparison_s": max(seconds)}
+    seconds, starts, foreign = [], [], []
+    shares, generator = (0.0, *config.slowdowns), random.Random(0)
+    begun, total = time.monotonic(), config.power + config.false_alarms
+    for first in range(0, total, config.reuse):
+        if time.monotonic() - begun > config.max_seconds:
+            break
+        start = time.monotonic()
+        with started([contestant] * (2 * MIN_ROUNDS), config.videos) as (pool, _):
+            starts.append(time.monotonic() - start)
+            for number in range(first, min(first + config.reuse, total)):
+                generator.shuffle(pool)
+                stage, start = STAGES[number % len(STAGES)], time.monotonic()
+                slowed = number * config.power // total != (number + 1) * config.power // total  # evenly among all
+                with Watch([p.pid for p in pool]) as watch:
+                    found, raw = compare(pool, config, shares if slowed else (0.0,), stage)
+                seconds.append(time.monotonic() - start)
+                foreign.append(watch.figures.get("foreign_cpu_share"))
+                for name, values in raw.items():
+                    samples.setdefault(f"{name}_slowed_{stage}", []).extend(round(v, 4) for v in values)
+                for share, changes in found.items():
+                    said = tally(changes, stage)
+                    counts.setdefault(share, Counter()).update(said)
+                    by_stage.setdefault(f"{share:g} {stage}", Counter()).update(said)
+                    for f, c in changes.items():
+                        samples.setdefault(f"detectable_{f}", []).append(round(c.detectable, 5))
+        print(f"{len(seconds)}: {line(counts)}", file=sys.stderr, flush=True)
+    figures: dict[str, Any] = {"median_turns_s": float(np.median(seconds)), "longest_turns_s": max(seconds)}
+    figures["median_start_s"] = float(np.median(starts))  # of the processes of one comparison
     print(f"{'slowed by':>10s}{'comparisons':>13s}{'found':>8s}{'stage named':>13s}{'regression':>12s}")
     for share, count in counts.items():
         n = count["comparisons"]
@@ -187,12 +199,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures |= {f"{key}_comparisons": n} | {f"{key}_{k}_percent": v for k, v in rates.items()}
         right = f"{rates['named']:11.0f} %" if share else f"{'–':>13s}"
         print(f"{share:10.0%}{n:13d}{rates['found']:6.1f} %{right}{rates['regression']:10.1f} %")
-    print(f"a comparison: {figures['median_comparison_s']:.1f} s, at most {figures['longest_comparison_s']:.1f} s")
+    turns_s, start_s = figures["median_turns_s"], figures["median_start_s"]
+    print(f"a comparison: {turns_s:.1f} s of turns (with all shares), and {start_s:.1f} s to start its processes")
     record = make_record(
         "benchmark", "gate-power", figures=figures, samples=samples, settings=asdict(config),
         device=torch.device("cpu"),
         details={
-            "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds
+            "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds,
+            "starts_s": starts,
         },
     )  # fmt: skip
     print(f"record: {write_record(record, config.results or Path('results') / machine_name(torch.device('cpu')))}")

@@ -97,7 +97,7 @@ def check_folder(flag: str, folder: Path) -> None:
         raise UserError(f"{flag} {folder}: cannot be written ({e.strerror})") from e
 
 
-def _json(record: Record) -> bytes:
+def to_json(record: Record) -> bytes:
     """What JSON cannot say is changed: NaN and infinities become null, numpy's numbers plain ones, the rest text."""
     text = json.dumps(asdict(record), default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
     plain = json.loads(text, parse_constant=lambda _: None)
@@ -110,7 +110,7 @@ def write_record(record: Record, folder: Path) -> Path:
     many threads, processes and hosts write there. NaN and infinities are written as null."""
     stem = f"{record.kind}-{record.name}-{record.created_utc.replace('-', '').replace(':', '')}"
     temporary = folder / f".{record.kind}-{secrets.token_hex(8)}.tmp"
-    content = _json(record)
+    content = to_json(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

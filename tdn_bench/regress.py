@@ -8,13 +8,12 @@ that of the other commit, which takes turns with this one. What fails is what is
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
 from tdn_bench.interleave import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
-from tdn_bench.record import Record, make_record, read_record, utc_now
+from tdn_bench.record import Record, make_record, read_record, to_json, utc_now
 from tdn_bench.scores import load_scores
 from tdn_bench.stats import Change, Rounds, change
 from tdn_bench.turns import Reference
@@ -276,6 +275,11 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
             passed = time.monotonic() - begun
             print(f"round {len(found.status)}: {passed:.0f} s, {found.turns()[-1]} turns each, {found.status[-1]}",
                   file=sys.stderr, flush=True)  # fmt: skip
+            digest = found.facts["loader"]["data_digest"]
+            if before is not None and not config.update and before.details["data_digest"] != digest:
+                raise UserError(
+                    f"the videos are not those of {config.baseline}: say by --data where they are, or use --against"
+                )
             if len(found.status) < MIN_ROUNDS:  # too few processes to know what differs from one to the next
                 continue
             if passed * (1 + 1 / len(found.status)) > config.max_seconds:
@@ -286,13 +290,43 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
             if all(c.detectable <= 1 + config.margin for n, c in changes.items() if n.split()[1] not in STAGES):
                 break
     record = make_record(
-        "regress", config.baseline.stem, figures={}, samples=found.samples(), device=pick_device(config.device),
+        "regress", config.baseline.stem, figures=figures(found, held), samples=found.samples(),
+        device=pick_device(config.device),
         settings={k: v for k, v in asdict(config).items() if v is not None},
         details={"held": held, "turns": found.turns(), "memory": found.memory, "facts": found.facts,
-                 "data_digest": found.facts["loader"]["data_digest"]},
+                 "data_digest": digest},
         status=found.worst, status_reasons=found.reasons,
     )  # fmt: skip
     return found, record
+
+
+def figures(found: Interleaved, held: dict[str, Any]) -> dict[str, float]:
+    """For `tdn-bench history`: medians of the times, alone and ÷ the reference's, and accuracies."""
+    times = {}
+    for c, f in [*judged(held), ("reference", "reference_ms")]:
+        times[f"{c}_{f}"] = float(np.median(np.concatenate(found.times[c][f])))
+        if c != "reference":
+            ratio = np.concatenate(found.log_ratio((c, f), ("reference", "reference_ms")))
+            times[f"{c}_{f}_per_reference_ms"] = float(np.exp(np.median(ratio)))
+    top1 = {f"{c}_top1_percent": s.top(1) for c, s in found.scores.items() if not c.startswith(BASE)}
+    return times | top1
+
+
+def read_baseline(path: Path) -> Record:
+    """Raises UserError for a file that is none, or is of another reference network."""
+    record = read_record(path)
+    if record.kind != "baseline":
+        raise UserError(f"--baseline {path}: a record of kind {record.kind}, no baseline; `--update` makes one")
+    if record.details["held"]["reference_version"] != Reference.VERSION:
+        raise UserError(f"--baseline {path}: of another reference network; remove it and make it anew by --update")
+    return record
+
+
+def keeps_settings(config: Regress) -> bool:
+    """Whether an --update leaves what is measured as it is: no flag says otherwise."""
+    places = ("baseline", "against", "update", "accept", "device", "junit", "markdown", "json")
+    measuring = ("margin", "transfer", "memory_margin", "accuracy_margin", "confidence", "max_seconds", "round_s")
+    return all(getattr(config, f.name) == f.default for f in fields(config) if f.name not in (*places, *measuring))
 
 
 def run(config: Regress) -> int:
@@ -304,18 +338,17 @@ def run(config: Regress) -> int:
     exists = config.baseline.is_file()
     if not exists and not config.update:
         raise UserError(f"--baseline {config.baseline}: no such file; `tdn-bench regress --update` makes one")
-    before = read_record(config.baseline) if exists else None
-    held = plan(config) if config.update else before.details["held"]  # type: ignore[union-attr]
-    if before is not None and before.details["held"]["reference_version"] != Reference.VERSION:
-        raise UserError(f"{config.baseline}: of another reference network; make it anew by --update --accept REASON")
+    before = read_baseline(config.baseline) if exists else None
+    if before is not None and (not config.update or keeps_settings(config)):
+        held = before.details["held"]
+    else:
+        held = plan(config)
     side = None if config.against else before
     found, record = measure(held, config, side)
     checks: list[Check] = []
     same_machine = True
     if side is not None and side.details["data_digest"] != record.details["data_digest"]:
-        if not config.update:
-            raise UserError(f"the videos are not those of {config.baseline}; say by --data where they are")
-        side = None
+        side = None  # an --update for other videos
     if config.against is not None or side is not None:
         same_machine = side is None or is_same_machine(side, record)
         margin = config.margin if same_machine else config.margin + config.transfer
@@ -368,20 +401,16 @@ def update(
     for name, scores in found.scores.items():
         scores.save(scores_file(config.baseline, name), {"data": record.details["data_digest"]})
     temporary = config.baseline.with_suffix(".tmp")
-    temporary.write_text(to_json(replace(record, kind="baseline", details=details)), encoding="utf-8")
+    temporary.write_bytes(to_json(replace(record, kind="baseline", details=details)))
     os.replace(temporary, config.baseline)
     print(f"baseline: {config.baseline}")
     return OK
 
 
-def to_json(record: Record) -> str:
-    return json.dumps(asdict(record), indent=1, default=str, ensure_ascii=False) + "\n"
-
-
 def write_outputs(config: Regress, record: Record, checks: Sequence[Check], notes: Sequence[str], code: int) -> None:
     texts = {
-        "junit": lambda: to_junit(checks, notes),
-        "markdown": lambda: to_markdown(checks, notes, code),
+        "junit": lambda: to_junit(checks, notes).encode(),
+        "markdown": lambda: to_markdown(checks, notes, code).encode(),
         "json": lambda: to_json(record),
     }
     for flag, text in texts.items():
@@ -390,7 +419,7 @@ def write_outputs(config: Regress, record: Record, checks: Sequence[Check], note
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+            path.write_bytes(text())
         except OSError as e:
             raise UserError(f"--{flag} {path}: cannot be written ({e.strerror})") from e
 
