@@ -36,8 +36,8 @@ from tdn_bench.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table,
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
 STAGES = ("open_ms", "read_ms", "demux_ms", "decode_ms", "augment_ms", "copy_ms")  # of the loader: named, not judged
 NEGLIGIBLE = 0.05  # of the loader's thread time: a stage below is not looked at
-# glibc gives large buffers back to the kernel and takes them anew at each call, in some processes and in others not: that
-# alone makes the reference a fifth slower or faster. So it keeps them (32 MiB is the most that glibc takes here).
+# glibc gives large buffers back to the kernel and takes them anew at each call, in some processes and in others not:
+# that alone makes the reference a fifth slower or faster. So it keeps them (32 MiB is the most that glibc takes here).
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)
 }  # fmt: skip
