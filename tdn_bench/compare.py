@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +77,11 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (± 1 % without it), for
     three rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
     assert config.compare is not None
-    wanted = 0.01 if config.interval is None else config.interval
+    from tdn_bench.throughput import resolve
+
+    names, wanted = config.compare, 0.01 if config.interval is None else config.interval
+    # renders missing videos here, once; what depends on a side's own flags is left to it
+    config = replace(config, data=resolve(replace(config, engine="none", precision="auto")).data)
     with ExitStack() as stack:
         both = sides(config, stack)
         main = "path_ms" if all("path" in c.parts for c in both) else "loader_ms"
@@ -100,7 +104,7 @@ def compare(config: Throughput, videos: int = 32) -> Record:
             f"{name}_ratio_high": c.ratio.high,
         }
         figures |= {f"{name}_detectable_ratio": c.detectable}
-    lines = [f"A: {config.compare[0]}   B: {config.compare[1]}   B ÷ A (below 1: B is faster), {config.confidence:.0%} "
+    lines = [f"A: {names[0]}   B: {names[1]}   B ÷ A (below 1: B is faster), {config.confidence:.0%} "
              f"confidence of all together, {sum(found.turns())} turns in {len(found.status)} rounds"]  # fmt: skip
     for name, c in sorted(result.items(), key=lambda item: item[0] not in TITLES):
         said = "slower" if c.ratio.low > 1 else "faster" if c.ratio.high < 1 else "no difference shown"
@@ -109,7 +113,7 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     lines += [f"  note: {reason}" for reason in found.reasons]
     print("\n".join(lines))
     return make_record(
-        "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(config.compare)).strip("-"),
+        "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(names)).strip("-"),
         figures=figures, samples=found.samples(), settings=asdict(config), device=torch.device("cpu"),
         status=found.worst, status_reasons=found.reasons,
         details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},

@@ -1,0 +1,74 @@
+"""`throughput --compare`: what its sides are, what they run, and the ratio of turns that are made up."""
+
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tdn_bench.compare as compare_module
+from tdn_bench.compare import compare, parse, sides
+from tdn_bench.errors import UserError
+from tdn_bench.flags import as_flags
+from tdn_bench.interleave import Interleaved
+from tdn_bench.throughput import Throughput
+
+
+def test_a_side_is_fields_and_a_commit():
+    config = Throughput()
+    assert parse("engine=onnx,precision=int8", config) == (["--engine", "onnx", "--precision", "int8"], None)
+    assert parse("@HEAD~1,batch_size=4,rewrite=false", config) == (["--batch-size", "4", "--no-rewrite"], "HEAD~1")
+    for wrong in ("engine", "speed=2", "compare=a"):
+        with pytest.raises(UserError, match=wrong):
+            parse(wrong, config)
+
+
+def test_flags_give_their_values_back():
+    import tyro
+
+    config = Throughput(engine="onnx", batch_size=4, rewrite=False, keep=("a", "b"), seconds=3.0)
+    words = [word for flag in as_flags(config) for word in flag]
+    assert tyro.cli(Throughput, args=words) == config
+
+
+def test_a_sides_fields_take_the_place_of_the_commands(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare_module, "checked_out", lambda commit: nullcontext(tmp_path / commit))
+    config = Throughput(engine="onnx", batch_size=4, rewrite=False, compare=("engine=eager,rewrite=true", "@old"))
+    with ExitStack() as stack:
+        a, b = sides(config, stack)
+    assert a.flags.count("--engine") == 1
+    assert a.flags[a.flags.index("--engine") + 1] == "eager"
+    assert "--rewrite" in a.flags
+    assert "--no-rewrite" not in a.flags
+    assert (b.tree, a.tree) == (tmp_path / "old", compare_module.HERE)
+    assert {"--engine", "onnx", "--batch-size", "4", "--no-rewrite"} == set(b.flags)
+    loaders = replace(config, compare=("engine=none,backend=pyav", "engine=none,backend=dali"))
+    with ExitStack() as stack:
+        assert [c.parts for c in sides(loaders, stack)] == [("loader",)] * 2
+
+
+def test_the_ratio_of_turns_that_are_known(monkeypatch, motion_data, capsys):
+    generator = np.random.default_rng(0)
+
+    def made_up(both, **_):
+        found = Interleaved()
+        for _ in range(4):
+            shared = generator.lognormal(0, 0.3, 12)
+            for c, factor in zip(both, (1.0, 1.25), strict=True):
+                values = 5 * factor * shared * generator.lognormal(0, 0.01, 12)
+                times = found.times.setdefault(c.name, {})
+                for figure in ("path_ms", "loader_ms", "idle_ms"):
+                    times.setdefault(figure, []).append(values.tolist())
+            found.status.append("stable")
+            yield found
+
+    monkeypatch.setattr(compare_module, "interleave", made_up)
+    record = compare(Throughput(data=motion_data, device="cpu", interval=0.02, compare=("engine=eager", "engine=onnx")))
+    f = record.figures
+    assert f["path_ms_ratio"] == pytest.approx(1.25, rel=0.01)
+    assert f["path_ms_ratio_low"] < 1.25 < f["path_ms_ratio_high"]
+    assert "idle_ms_ratio" not in f
+    assert record.kind == "compare"
+    assert record.name == "engine-eager-vs-engine-onnx"
+    assert len(record.samples["A_path_ms"]) == 12 * 3  # three rounds: narrow by then
+    assert "slower" in capsys.readouterr().out
