@@ -35,6 +35,7 @@ from tdn_bench.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table,
 
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
 STAGES = ("open_ms", "read_ms", "demux_ms", "decode_ms", "augment_ms", "copy_ms")  # of the loader: named, not judged
+DISTURBED = 1.10  # times the reference's median of the quickest round
 NEGLIGIBLE = 0.05  # of the loader's thread time: a stage below is not looked at
 # glibc gives large buffers back to the kernel and takes them anew at each call, in some processes and in others not:
 # that alone makes the reference a fifth slower or faster. So it keeps them (32 MiB is the most that glibc takes here).
@@ -162,10 +163,21 @@ def stages(found: Interleaved) -> list[tuple[str, str]]:
     return [("loader", s) for s, ms in middle.items() if ms > NEGLIGIBLE * sum(middle.values())]
 
 
-def rounds_of(record: Record, contestant: str, figure: str) -> Rounds:
-    """A baseline's logarithms of a figure ÷ the reference, by round."""
-    ratio = np.log(np.divide(record.samples[f"{contestant}_{figure}"], record.samples["reference_reference_ms"]))
-    return [part.tolist() for part in np.split(ratio, np.cumsum(record.details["turns"])[:-1])]
+def rounds_of(record: Record, contestant: str, figure: str) -> list[np.ndarray]:
+    """A baseline's samples of a figure, by round."""
+    return np.split(np.array(record.samples[f"{contestant}_{figure}"]), np.cumsum(record.details["turns"])[:-1])
+
+
+def disturbed(reference_ms: Sequence[Sequence[float] | np.ndarray]) -> list[int]:
+    """Rounds in which the reference, which no commit changes, took over DISTURBED of what it took in the quickest: the
+    machine was another one then, and slowed some work more than other. None where too few would be left."""
+    medians = [float(np.median(r)) for r in reference_ms]
+    found = [i for i, ms in enumerate(medians) if ms > DISTURBED * min(medians)]
+    return found if len(medians) - len(found) >= MIN_ROUNDS else []
+
+
+def without(rounds: Sequence[Any], left_out: Sequence[int]) -> list[Any]:
+    return [r for i, r in enumerate(rounds) if i not in left_out]
 
 
 def compare_times(
@@ -180,12 +192,17 @@ def compare_times(
         names = [(c, f) for c, f in names if f in found.times[BASE + c]]
     confidence = 1 - (1 - config.confidence) / len(names)
     changes = {}
+    bad = disturbed(found.times["reference"]["reference_ms"])
+    if before is not None:
+        reference = rounds_of(before, "reference", "reference_ms")
+        bad_then = disturbed(reference)
     for c, f in names:
-        if before is None:
-            changes[f"{c} {f}"] = change(found.log_ratio((c, f), (BASE + c, f)), confidence=confidence)
-        else:
-            now = found.log_ratio((c, f), ("reference", "reference_ms"))
-            changes[f"{c} {f}"] = change(now, rounds_of(before, c, f), confidence=confidence)
+        then: Rounds | None = None
+        if before is not None:
+            ratios = [np.log(x / r).tolist() for x, r in zip(rounds_of(before, c, f), reference, strict=True)]
+            then = without(ratios, bad_then)
+        other = (BASE + c, f) if before is None else ("reference", "reference_ms")
+        changes[f"{c} {f}"] = change(without(found.log_ratio((c, f), other), bad), then, confidence=confidence)
     return changes
 
 
@@ -286,7 +303,8 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
                 raise UserError(
                     f"the videos are not those of {config.baseline}: say by --data where they are, or use --against"
                 )
-            if len(found.status) < MIN_ROUNDS:  # too few processes to know what differs from one to the next
+            bad = disturbed(found.times["reference"]["reference_ms"])
+            if len(found.status) - len(bad) < MIN_ROUNDS:  # too few processes to know what differs from one to the next
                 continue
             if passed * (1 + 1 / len(found.status)) > config.max_seconds:
                 break
@@ -368,6 +386,9 @@ def run(config: Regress) -> int:
     verdicts = {"checks": [asdict(c) for c in checks], "exit_status": code}
     record = replace(record, details={**record.details, **verdicts})
     notes = list(dict.fromkeys(found.reasons))
+    if bad := disturbed(found.times["reference"]["reference_ms"]):
+        rounds = ", ".join(str(i + 1) for i in bad)
+        notes.append(f"round {rounds}: not counted, the reference took over {DISTURBED - 1:.0%} longer than elsewhere")
     if not same_machine:
         notes.append(f"the baseline is another machine's: times may be slower by {config.margin + config.transfer:.0%}")
     if side is not None and side.versions != record.versions:
