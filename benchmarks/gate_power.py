@@ -3,8 +3,8 @@
 Small workloads of identical code (loader, engine; synthetic clips, small network, one thread) are compared as
 `tdn-bench regress` and `throughput --compare` compare: fresh processes that take turns, bootstrap of the log-ratios,
 all figures of a comparison together at 99 %. In some turns of one of the two a stage is really slowed: after each piece
-of its work it computes on for a share of the time that the piece took. A comparison is three rounds of two processes
-each; six processes serve a few comparisons, paired at random for each.
+of its work it computes on for a share of the time that the piece took. A comparison is some rounds of two processes
+each; the processes serve several comparisons, paired at random for each.
 
 "Found" is an interval above no change: the weakest thing that the gate says of a time ("slower"). "Regression" is an
 interval above the margin of 3 %. A slow-down by the margin itself cannot be told to exceed it.
@@ -32,7 +32,7 @@ from tdn_bench import turns
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
-from tdn_bench.interleave import MIN_ROUNDS, Contestant, Process, started
+from tdn_bench.interleave import Contestant, Process, started
 from tdn_bench.record import make_record, write_record
 from tdn_bench.stats import Change, change
 from tdn_bench.timing import Watch
@@ -52,10 +52,12 @@ class Benchmark:
     """Comparisons of code slowed by each of --slowdowns, in a stage each in turn."""
     slowdowns: tuple[float, ...] = (0.03, 0.05, 0.10)
     """Shares by which a stage is slowed."""
-    turns: int = 8
-    """Turns of each side in each of a comparison's three rounds."""
-    reuse: int = 5
-    """Comparisons that six processes serve, paired anew for each, before fresh ones take over."""
+    rounds: int = 8
+    """Rounds of a comparison, each of two processes."""
+    turns: int = 4
+    """Turns of each side in each round."""
+    reuse: int = 10
+    """Comparisons that the same processes serve, paired anew for each, before fresh ones take over."""
     max_seconds: float = 3600
     """Begin no new processes after so long."""
     videos: int = 8
@@ -110,7 +112,7 @@ def inject() -> None:
 def compare(
     pool: Sequence[Process], config: Benchmark, shares: Sequence[float], stage: str
 ) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]]]:
-    """Three rounds, each of two of the pool's processes: the changes of every figure for every share, and the times."""
+    """Rounds, each of two of the pool's processes: the changes of every figure for every share, and the times."""
     times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("a", *(f"b{share:g}" for share in shares))}
     for a, b in zip(pool[::2], pool[1::2], strict=True):
         sides: list[tuple[str, Process, float]] = [("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)]
@@ -153,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/gate_power.py")
-    if config.turns < 4 or config.videos < 1:
-        raise UserError("--turns must be at least 4, --videos at least 1")
+    if config.rounds * config.turns < 10 or config.videos < 1:
+        raise UserError("--rounds × --turns must be at least 10, --videos at least 1")
     data = make_dataset(config.data, train=8, validation=64) if not config.data.exists() else config.data
     flags = ["--engine", config.engine, "--data", str(data), "--model", "tdn_resnet_small", "--num-segments", "4"]
     flags += ["--size", "64", "--batch-size", "4", "--workers", "1", "--device", "cpu"]
@@ -170,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if time.monotonic() - begun > config.max_seconds:
             break
         start = time.monotonic()
-        with started([contestant] * (2 * MIN_ROUNDS), config.videos) as (pool, _):
+        with started([contestant] * (2 * config.rounds), config.videos) as (pool, _):
             starts.append(time.monotonic() - start)
             for number in range(first, min(first + config.reuse, total)):
                 generator.shuffle(pool)
