@@ -121,7 +121,7 @@ def compare(
         for turn in range(config.turns):
             for name, process, share in reversed(sides) if turn % 2 else sides:
                 parts = list(process.contestant.parts)
-                times[name][-1].append(process._ask("turn", parts, stage if share else "", share))
+                times[name][-1].append(process.ask("turn", parts, stage if share else "", share))
     found: dict[float, dict[str, Change]] = {}
     for share in shares:
         found[share] = {}

@@ -13,10 +13,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tdn_bench.errors import UserError
-from tdn_bench.flags import as_flags
+from tdn_bench.flags import as_flags, pick_device
 from tdn_bench.interleave import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
 from tdn_bench.record import Record, make_record
 from tdn_bench.stats import Change, change
@@ -114,7 +112,7 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     print("\n".join(lines))
     return make_record(
         "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(names)).strip("-"),
-        figures=figures, samples=found.samples(), settings=asdict(config), device=torch.device("cpu"),
+        figures=figures, samples=found.samples(), settings=asdict(config), device=pick_device(config.device),
         status=found.worst, status_reasons=found.reasons,
         details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
     )  # fmt: skip

@@ -73,21 +73,22 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def _ask(self, request: str, *argument: object) -> dict[str, Any]:
+    def ask(self, request: str, *argument: object) -> dict[str, Any]:
+        """What a method of the process's `turns.Contestant` returns."""
         self._pipe.send((request, argument))
         return self.receive()
 
     def turn(self) -> dict[str, float]:
         """What one turn took: ms a video by part and stage."""
-        return self._ask("turn", list(self.contestant.parts))
+        return self.ask("turn", list(self.contestant.parts))
 
     def peak_memory(self) -> dict[str, float]:
         """Bytes, since the last such question."""
-        return self._ask("peak_memory")
+        return self.ask("peak_memory")
 
     def scores(self) -> Scores:
         """What its engine says of every video of the split."""
-        said = self._ask("scores")
+        said = self.ask("scores")
         logits, labels = torch.from_numpy(said["logits"]), torch.from_numpy(said["labels"])
         return Scores(tuple(said["ids"]), logits[:, None], labels)
 

@@ -7,7 +7,6 @@ that of the other commit, which takes turns with this one. What fails is what is
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 
 from engines import default_precision, supported_precisions, why_unavailable
+from pipelines.ledger import WORK
+from pipelines.manifest import checksum
 from pipelines.synthetic import make_dataset
 from tdn_bench.accuracy import compare_scores
 from tdn_bench.cli import run_command
@@ -34,7 +35,9 @@ from tdn_bench.turns import Reference
 from tdn_bench.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table, to_junit, to_markdown
 
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
-STAGES = ("open_ms", "read_ms", "demux_ms", "decode_ms", "augment_ms", "copy_ms")  # of the loader: named, not judged
+STAGES = tuple(
+    f"{stage}_ms" for stage in WORK if stage not in ("infer", "copy_back")
+)  # of the loader: named, not judged
 DISTURBED = 1.10  # times the reference's median of the quickest round
 NEGLIGIBLE = 0.05  # of the loader's thread time: a stage below is not looked at
 # glibc gives large buffers back to the kernel and takes them anew at each call, in some processes and in others not:
@@ -91,11 +94,6 @@ class Regress(NetworkFlags, DataFlags):
     """Also write a record with all samples and verdicts."""
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def plan(config: Regress) -> dict[str, Any]:
     """What --update will hold: the flags of `throughput` that all contestants share, and which contestants."""
     config = config.resolved()
@@ -112,7 +110,7 @@ def plan(config: Regress) -> dict[str, Any]:
         "flags": kept | {f: str(p) for f, p in paths.items() if p is not None} | {"batch_size": config.batch_size},
         "engines": chosen, "videos": config.videos, "train": config.train, "reference_version": Reference.VERSION,
         "checkpoint": None if config.checkpoint is None else os.path.relpath(config.checkpoint, config.baseline.parent),
-        "checkpoint_sha256": None if config.checkpoint is None else sha256(config.checkpoint),
+        "checkpoint_sha256": None if config.checkpoint is None else checksum(str(config.checkpoint)),
     }  # fmt: skip
 
 
@@ -130,7 +128,7 @@ def contestants(held: dict[str, Any], config: Regress, tree: Path = HERE, prefix
     if checkpoint is not None:
         if not checkpoint.is_file():
             raise UserError(f"{checkpoint}: the baseline's weights are not there; say where by --checkpoint FILE")
-        if held["checkpoint_sha256"] not in (None, sha256(checkpoint)):
+        if held["checkpoint_sha256"] not in (None, checksum(str(checkpoint))):
             raise UserError(f"{checkpoint}: not the weights of {config.baseline}; --update makes a baseline of others")
         flags["checkpoint"] = str(checkpoint.resolve())
     if "data" in flags:
@@ -206,7 +204,7 @@ def compare_times(
     return changes
 
 
-def time_checks(changes: dict[str, Change], found: Interleaved, margin: float, void: bool) -> list[Check]:
+def time_checks(changes: dict[str, Change], margin: float, void: bool) -> list[Check]:
     """Verdicts on times. A stage can only be found slower: what cannot be told of it, its whole tells."""
     checks = []
     for name, c in changes.items():
@@ -377,7 +375,7 @@ def run(config: Regress) -> int:
         same_machine = side is None or is_same_machine(side, record)
         margin = config.margin if same_machine else config.margin + config.transfer
         changes = compare_times(found, side, held, config)
-        checks += time_checks(changes, found, margin, void=side is not None and found.worst == "void")
+        checks += time_checks(changes, margin, void=side is not None and found.worst == "void")
         checks += memory_checks(found, side, config, same_machine)
         if not config.update or held == before.details["held"]:  # type: ignore[union-attr]
             same_libraries = side is None or side.versions == record.versions
