@@ -46,7 +46,9 @@ def parse(text: str, config: Throughput) -> tuple[list[str], str | None]:
 def sides(config: Throughput, stack: ExitStack) -> list[Contestant]:
     """Both, each with the checkout that it runs."""
     assert config.compare is not None
-    common = as_flags(config, leave_out=("compare", "name", "results", "trace"))
+    # what the turns do not use, and an older commit may not know
+    of_the_whole = ("compare", "confidence", "interval", "max_seconds", "name", "results", "trace")
+    common = as_flags(config, leave_out=of_the_whole)
     found = []
     for name, text in zip("AB", config.compare, strict=True):
         flags, commit = parse(text, config)

@@ -62,7 +62,9 @@ class Process:
         except (EOFError, ConnectionError) as e:
             self._process.wait()
             self._errors.seek(0)
-            lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+            # not the empty ones, nor the frame that tyro draws around its errors
+            said = (line.strip(" │╭╮╰╯─") for line in self._errors.read().decode(errors="replace").splitlines())
+            lines = [line for line in said if line]
             why = lines[-1] if lines else f"ended with status {self._process.returncode}"
             raise UserError(f"{self.contestant.name}: {why}") from e
         if isinstance(answer, Exception):

@@ -7,6 +7,7 @@ then all that it imports is that commit's, so it asks little of it.
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -93,11 +94,11 @@ class Contestant:
             "policy": config.bad_clip_policy(),
         }  # fmt: skip
         self._whole = lambda: ClipLoader(split, spec, config.batch_size, **shared)
-        try:
+        self.ledger: Any = None
+        # asked of the loader: an installed newer commit would lend an older one the modules that it lacks
+        if "ledger" in inspect.signature(ClipLoader).parameters:
             from pipelines.ledger import Ledger
-        except ImportError:  # a commit from before: its stages are not looked at
-            self.ledger: Any = None
-        else:
+
             self.ledger = shared["ledger"] = Ledger(self.device)
         self.loader = ClipLoader(chosen, spec, config.batch_size, **shared)
         self.batches = list(self.loader.epoch())
