@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
@@ -85,6 +86,41 @@ def _loaders(records: list[Record]) -> str:
         for r in sorted(records, key=lambda r: -r.figures["clips_per_s"])
     ]
     return markdown_table(["loader", "clips/s", "ms/video", *(f"{s} ms" for s in stages)], rows)
+
+
+def _scenarios(records: list[Record]) -> str:
+    rows = []
+    for r in records:
+        f, s = r.figures, r.settings
+        if "videos_per_s" in f:
+            result = f"{f['videos_per_s']:.1f} videos/s"
+        elif "latency_bound_ms" in f:
+            result = _highest(f, "queries_per_s", "queries/s")
+            result += f", p{s['percentile']:g} within {f['latency_bound_ms']:.0f} ms"
+        elif "streams" in f:
+            result = _highest(f, "streams", f"streams of {s['fps']:g} frames/s")
+            result += f", {100 * s['on_time']:g} % of labels within {s['deadline_ms']:g} ms"
+        else:
+            result = f"{f['queries']} queries of {s.get('samples_per_query', 1)}"
+        keys = [f"p{q}_latency_ms" for q in (50, 90, 99)]
+        rows.append([r.name, result, *(f"{f[key]:.1f}" if key in f else "–" for key in keys), r.status])
+    return markdown_table(["scenario, engine, precision, loader", "result", "p50 ms", "p90 ms", "p99 ms", "run"], rows)
+
+
+def _highest(figures: dict[str, Any], name: str, unit: str) -> str:
+    """The highest load that passed, and the lowest that was refused."""
+    best, refused = (figures[key] for key in (name, f"rejected_{name}"))
+    text = f"{best:.4g} {unit}" if best is not None else f"no {unit}"
+    return text + (f" ({refused:.4g} refused)" if refused is not None else "")
+
+
+def _disturbed(records: list[Record]) -> str:
+    """What was not stable, and why."""
+    return "\n".join(
+        f"- {r.name} ({r.kind}): {r.status}: {'; '.join(r.status_reasons)}"
+        for r in records
+        if r.status in ("unstable", "void")
+    )
 
 
 def _stages(records: list[Record], stages: Sequence[str]) -> list[str]:
@@ -183,7 +219,7 @@ def write_report(folder: Path, *, since: str = "", missing: Sequence[str] = ()) 
     records = latest_records(folder, since)
     if not records:
         raise UserError(f"{folder}: holds no records (*.json)")
-    by_kind = {kind: [r for r in records if r.kind == kind] for kind in ("train", "throughput", "loader")}
+    by_kind = {kind: [r for r in records if r.kind == kind] for kind in ("train", "throughput", "loader", "scenario")}
     parts = ["# tdn_bench report", _provenance(records)]
     if trained := by_kind["train"]:
         parts += ["## Accuracy", _training(trained)]
@@ -202,6 +238,15 @@ def write_report(folder: Path, *, since: str = "", missing: Sequence[str] = ()) 
         parts += ["![Work per video by stage](ledger.png)"]
     if loaders := by_kind["loader"]:
         parts += ["## Loader alone", "Stages are thread time; they overlap.", _loaders(loaders)]
+    if scenarios := by_kind["scenario"]:
+        parts += [
+            "## Scenarios",
+            "Decoding included; latency of Server counts from the scheduled arrival, of LiveStreams from the video's "
+            "last frame. Percentiles that too few queries bound are left out.",
+            _scenarios(scenarios),
+        ]
+    if disturbed := _disturbed(records):
+        parts += ["## Disturbed", "The machine was not left to these runs, or their pace changed:", disturbed]
     if missing:
         parts += ["## Not measured here", "\n".join(f"- {line}" for line in missing)]
     if shown := _published([*by_kind["train"], *by_kind["throughput"]]):

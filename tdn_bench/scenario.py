@@ -337,7 +337,8 @@ def offline(config: Offline) -> Record:
     found = Findings()
     found.interval("videos", "per_s", loads.rate_interval(record.samples["videos"], record.samples["interval_s"]))
     found.figures |= record.figures
-    return replace(record, kind="scenario", name=config.name or f"offline-{record.name}", figures=found.figures)
+    name, settings = config.name or f"offline-{record.name}", record.settings | {"scenario": "offline"}
+    return replace(record, kind="scenario", name=name, figures=found.figures, settings=settings)
 
 
 def check_flags(config: Queries) -> None:

@@ -229,6 +229,28 @@ def test_the_page_holds_measured_and_published_apart(tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+def test_the_page_shows_scenarios_and_what_was_disturbed(tmp_path):
+    latency = {"queries": 500, "p50_latency_ms": 8.04, "p90_latency_ms": 9.96}
+    bound = {"latency_bound_ms": 100.0, "queries_per_s": 62.0, "rejected_queries_per_s": 65.5}
+    live = {"streams": None, "rejected_streams": 1}
+    settings = {"percentile": 99, "fps": 25.0, "on_time": 0.99, "deadline_ms": 1000.0}
+    for name, figures in {"offline": {"videos_per_s": 177.04}, "single": latency, "server": latency | bound,
+                          "live": live}.items():  # fmt: skip
+        status = ("void", ("frames fell from the sky",)) if name == "live" else ("stable", ())
+        write_record(
+            replace(record(name, "scenario", **figures), settings=settings, status=status[0], status_reasons=status[1]),
+            tmp_path,
+        )
+    text = write_report(tmp_path).read_text()
+    assert "| offline | 177.0 videos/s | – | – | – | stable |" in text
+    assert "| single | 500 queries of 1 | 8.0 | 10.0 | – | stable |" in text
+    assert "| server | 62 queries/s (65.5 refused), p99 within 100 ms | 8.0 | 10.0 | – | stable |" in text
+    no = "no streams of 25 frames/s (1 refused), 99 % of labels within 1000 ms"
+    assert f"| live | {no} | – | – | – | void |" in text
+    assert text.split("## Disturbed")[1].split("\n- ")[1].startswith("live (scenario): void: frames fell from the sky")
+    assert "single (" not in text
+
+
 def test_records_of_fewer_stages_stand_beside_newer_ones(tmp_path):
     """In those that were written before stages were told apart, read is open, read and demux."""
     old = {"clips_per_s": 2.0, "ms_per_video": 500.0, "ledger_read_ms": 7.25, "ledger_decode_ms": 3.0}
