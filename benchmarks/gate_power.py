@@ -46,19 +46,19 @@ MARGIN = 0.03
 class Benchmark:
     """Compare identical code many times, then code that is slower by a known share."""
 
-    false_alarms: int = 100
+    false_alarms: int = 140
     """Comparisons of identical code beside those that each comparison of slowed code holds."""
-    power: int = 100
+    power: int = 60
     """Comparisons of code slowed by each of --slowdowns, in a stage each in turn."""
     slowdowns: tuple[float, ...] = (0.03, 0.05, 0.10)
     """Shares by which a stage is slowed."""
-    rounds: int = 8
+    rounds: int = 12
     """Rounds of a comparison, each of two processes."""
-    turns: int = 4
+    turns: int = 6
     """Turns of each side in each round."""
-    reuse: int = 10
+    reuse: int = 20
     """Comparisons that the same processes serve, paired anew for each, before fresh ones take over."""
-    max_seconds: float = 3600
+    max_seconds: float = 7200
     """Begin no new processes after so long."""
     videos: int = 8
     """Videos in a turn."""
