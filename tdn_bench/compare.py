@@ -22,7 +22,7 @@ from tdn_bench.stats import Change, change
 if TYPE_CHECKING:
     from tdn_bench.throughput import Throughput
 
-ROUND_S = 8.0  # of turns, before both start anew in fresh processes
+ROUND_S = 4.0  # of turns, before both start anew in fresh processes
 TITLES = {"path_ms": "file to label", "loader_ms": "loader alone", "infer_ms": "engine alone"}
 
 
@@ -75,7 +75,7 @@ def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
 
 def compare(config: Throughput, videos: int = 32) -> Record:
     """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (± 1 % without it), for
-    three rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
+    six rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
     assert config.compare is not None
     from tdn_bench.throughput import resolve
 

@@ -82,9 +82,9 @@ class Regress(NetworkFlags, DataFlags):
     """Accuracy may fall by so many points."""
     confidence: float = 0.99
     """Of all intervals together."""
-    max_seconds: float = 150
+    max_seconds: float = 180
     """Measure for at most about this long; it ends sooner where the noise allows."""
-    round_s: float = 15
+    round_s: float = 8
     """Seconds of turns in a round of fresh processes."""
     junit: Path | None = None
     """Also write the verdicts as JUnit XML."""

@@ -52,7 +52,7 @@ def test_the_ratio_of_turns_that_are_known(monkeypatch, motion_data, capsys):
 
     def made_up(both, **_):
         found = Interleaved()
-        for _ in range(4):
+        for _ in range(8):
             shared = generator.lognormal(0, 0.3, 12)
             for c, factor in zip(both, (1.0, 1.25), strict=True):
                 values = 5 * factor * shared * generator.lognormal(0, 0.01, 12)
@@ -70,5 +70,5 @@ def test_the_ratio_of_turns_that_are_known(monkeypatch, motion_data, capsys):
     assert "idle_ms_ratio" not in f
     assert record.kind == "compare"
     assert record.name == "engine-eager-vs-engine-onnx"
-    assert len(record.samples["A_path_ms"]) == 12 * 3  # three rounds: narrow by then
+    assert len(record.samples["A_path_ms"]) == 12 * 6  # six rounds: narrow by then
     assert "slower" in capsys.readouterr().out
