@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines import create_engine
+from engines import Engine
 from pipelines.errors import BadClip
 from pipelines.loader import ClipLoader
 from pipelines.manifest import OK, Manifest
@@ -32,13 +31,12 @@ from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.load import Goal, Pipeline, Schedule, Trial
-from tdn_bench.parity import Agreement, check_engine, plain
+from tdn_bench.parity import Agreement
 from tdn_bench.record import Record, make_record, write_record
 from tdn_bench.stats import Interval, TooFewSamples, percentile, samples_for_percentile
-from tdn_bench.throughput import Throughput, measure, resolve
+from tdn_bench.throughput import Throughput, checked_engine, measure, resolve
 from tdn_bench.timing import Watch
 
-CHECKED_CLIPS = 16
 BOUND_MEDIANS = 5  # the default bound of Server, in medians of SingleStream's latency
 
 
@@ -137,7 +135,7 @@ class Ready:
 
     config: Queries
     loader: ClipLoader
-    engine: Any
+    engine: Engine
     manifest: Manifest
     agreement: Agreement
     positions: np.ndarray  # of the usable videos in the split
@@ -208,21 +206,12 @@ def ready(config: Queries) -> Iterator[Ready]:
     device = torch.device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: the reference that engines are held to is
     manifest, spec = config.open(), config.clip_spec()
-    with ClipLoader(
+    loader = ClipLoader(
         manifest.split(config.subset), spec, config.batch_size, backend=config.backend, device=device,
         workers=config.workers, policy=config.bad_clip_policy(),
-    ) as loader:  # fmt: skip
-        classifier = config.build(len(manifest.classes), device)
-        clips = [b.frames for b in islice(loader.epoch(), -(-CHECKED_CLIPS // config.batch_size))]
-        engine_spec = config.engine_spec(spec.shape, config.batch_size, config.precision, str(device))
-        calibration = config.calibration(config.precision, manifest, spec, config)
-        with create_engine(
-            config.engine, classifier, engine_spec, calibration=calibration, cache=config.kept_in()
-        ) as engine:
-            with create_engine("eager", classifier, plain(engine_spec)) as reference:
-                agreement = check_engine(engine, reference, clips, config.precision)
-            del calibration, classifier, reference, clips
-            yield Ready(config, loader, engine, manifest, agreement, np.flatnonzero(loader.videos.where("status", OK)))
+    )  # fmt: skip
+    with loader, checked_engine(config, loader, manifest, spec) as (engine, agreement):
+        yield Ready(config, loader, engine, manifest, agreement, np.flatnonzero(loader.videos.where("status", OK)))
 
 
 @dataclass

@@ -11,8 +11,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines import ENGINES, EngineUnavailable, create_engine, default_precision, why_unavailable
-from pipelines.clip import ClipBatch
+from engines import ENGINES, Engine, EngineUnavailable, create_engine, default_precision, why_unavailable
+from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.ledger import IDLE, WORK, Ledger
 from pipelines.loader import ClipLoader
+from pipelines.manifest import Manifest
 from tdn_bench.account import close, write_trace
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.gpu_monitor import GpuMonitor
-from tdn_bench.parity import check_engine, plain
+from tdn_bench.parity import Agreement, check_engine, plain
 from tdn_bench.record import Record, check_folder, make_record, write_record
 from tdn_bench.scores import Scores
 from tdn_bench.stats import TooFewSamples, percentile, samples_for_percentile
@@ -38,7 +40,7 @@ from tdn_bench.timing import MIN_BATCHES, MIN_SECONDS, Watch, half_width, warm_u
 
 REAL_TIME_FRAMES_PER_S = 25
 SYNTHETIC_DATA = Path("runs/synthetic")
-CHECKED_BATCHES = 2
+CHECKED_BATCHES, CHECKED_CLIPS = 2, 16  # at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,27 @@ def figures(timings: Timings, num_segments: int, frames_per_segment: int) -> dic
     }
 
 
+@contextmanager
+def checked_engine(
+    config: Throughput, loader: ClipLoader, manifest: Manifest, spec: ClipSpec
+) -> Iterator[tuple[Engine, Agreement]]:
+    """The engine of a resolved choice, and how far it is from eager fp32 on the loader's first clips.
+
+    Raises EngineMismatch where it is not the network."""
+    classifier = config.build(len(manifest.classes), loader.device)
+    checked = max(CHECKED_BATCHES, -(-CHECKED_CLIPS // config.batch_size))
+    clips = [b.frames for b in islice(loader.epoch(), checked)]
+    engine_spec = config.engine_spec(spec.shape, config.batch_size, config.precision, str(loader.device))
+    calibration = config.calibration(config.precision, manifest, spec, config)
+    with create_engine(
+        config.engine, classifier, engine_spec, calibration=calibration, cache=config.kept_in()
+    ) as engine:
+        with create_engine("eager", classifier, plain(engine_spec)) as reference:
+            agreement = check_engine(engine, reference, clips, config.precision)
+        del calibration, classifier, reference, clips
+        yield engine, agreement
+
+
 def measure(config: Throughput) -> Record:
     """Check, warm up, measure; return the record (not yet written)."""
     if config.engine not in (*ENGINES, "none"):
@@ -228,17 +251,7 @@ def measure(config: Throughput) -> Record:
         if config.engine == "none":
             timings, scores, run = _timed(loader, None, config)
         else:
-            classifier = config.build(len(manifest.classes), device)
-            clips = [b.frames for _, b in zip(range(CHECKED_BATCHES), loader.epoch(), strict=False)]
-            engine_spec = config.engine_spec(spec.shape, config.batch_size, config.precision, str(device))
-            calibration = config.calibration(config.precision, manifest, spec, config)
-            with create_engine(
-                config.engine, classifier, engine_spec, calibration=calibration, cache=config.kept_in()
-            ) as engine:
-                del calibration
-                with create_engine("eager", classifier, plain(engine_spec)) as reference:
-                    agreement = check_engine(engine, reference, clips, config.precision)
-                del classifier, reference, clips
+            with checked_engine(config, loader, manifest, spec) as (engine, agreement):
                 timings, scores, run = _timed(loader, engine, config)
                 found |= {"build_s": engine.build_s}
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(agreement)}
