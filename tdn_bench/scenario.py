@@ -7,7 +7,6 @@ percentile that the samples do not bound on both sides is refused, not printed.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import OK, Manifest
 from tdn_bench import load as loads
 from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.environment import cores, machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.load import Goal, Pipeline, Schedule, Trial
@@ -172,7 +171,7 @@ class Ready:
                 frames = frames.pin_memory().to(device, non_blocking=True)
             self.engine(frames).cpu()  # waits for a GPU
 
-        threads, at_once = (config.workers or os.cpu_count() or 1, 1) if decoder.concurrent else (1, config.batch_size)
+        threads, at_once = (config.workers or cores(), 1) if decoder.concurrent else (1, config.batch_size)
         with Pipeline(
             decode, classify, threads=threads, decode_batch=at_once,
             batch_size=config.batch_size, batch_wait_s=config.batch_wait_ms / 1000,
