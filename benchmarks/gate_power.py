@@ -4,7 +4,8 @@ Small workloads of identical code (loader, engine; synthetic clips, small networ
 `tdn-bench regress` and `throughput --compare` compare: fresh processes that take turns, bootstrap of the log-ratios,
 all figures of a comparison together at 99 %. In some turns of one of the two a stage is really slowed: after each piece
 of its work it computes on for a share of the time that the piece took. A comparison is some rounds of two processes
-each; the processes serve several comparisons, paired at random for each.
+each, with turns until a slow-down by the margin would be found nine times in ten, as `regress` has them, or until they
+are --most-turns; the processes serve several comparisons, paired at random for each.
 
 "Found" is an interval above no change: the weakest thing that the gate says of a time ("slower"). "Regression" is an
 interval above the margin of 3 %. A slow-down by the margin itself cannot be told to exceed it.
@@ -55,7 +56,9 @@ class Benchmark:
     rounds: int = 12
     """Rounds of a comparison, each of two processes."""
     turns: int = 6
-    """Turns of each side in each round."""
+    """Turns of each side in each round, and as many again where they do not suffice."""
+    most_turns: int = 36
+    """Then the comparison ends (with twelve rounds: within 3 minutes for two sides, their start included)."""
     reuse: int = 20
     """Comparisons that the same processes serve, paired anew for each, before fresh ones take over."""
     max_seconds: float = 7200
@@ -111,25 +114,33 @@ def inject() -> None:
 
 def compare(
     pool: Sequence[Process], config: Benchmark, shares: Sequence[float], stage: str
-) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]]]:
-    """Rounds, each of two of the pool's processes: the changes of every figure for every share, and the times."""
+) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]], int]:
+    """Rounds, each of two of the pool's processes: the changes of every figure for every share, the times, round after
+    round, and the turns in each round."""
     times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("a", *(f"b{share:g}" for share in shares))}
+    sides: list[list[tuple[str, Process, float]]] = []
     for a, b in zip(pool[::2], pool[1::2], strict=True):
-        sides: list[tuple[str, Process, float]] = [("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)]
+        sides.append([("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)])
         for rounds in times.values():
             rounds.append([])
-        for turn in range(config.turns):
-            for name, process, share in reversed(sides) if turn % 2 else sides:
-                parts = list(process.contestant.parts)
-                times[name][-1].append(process.ask("turn", parts, stage if share else "", share))
     found: dict[float, dict[str, Change]] = {}
-    for share in shares:
-        found[share] = {}
-        for f in FIGURES:
-            pairs = zip(times["a"], times[f"b{share:g}"], strict=True)
-            ratios = [[math.log(y[f] / x[f]) for x, y in zip(*rounds, strict=True)] for rounds in pairs]
-            found[share][f] = change(ratios, confidence=1 - 0.01 / len(FIGURES))
-    return found, {f"{n}_{f}": [t[f] for r in rounds for t in r] for n, rounds in times.items() for f in FIGURES}
+    taken = 0
+    while taken < config.most_turns and (
+        not found or max(c.detectable for changes in found.values() for c in changes.values()) > 1 + MARGIN
+    ):
+        for number, pair in enumerate(sides):
+            for turn in range(config.turns):
+                for name, process, share in reversed(pair) if (taken + turn) % 2 else pair:
+                    parts = list(process.contestant.parts)
+                    times[name][number].append(process.ask("turn", parts, stage if share else "", share))
+        taken += config.turns
+        for share in shares:
+            found[share] = {}
+            for f in FIGURES:
+                pairs = zip(times["a"], times[f"b{share:g}"], strict=True)
+                ratios = [[math.log(y[f] / x[f]) for x, y in zip(*rounds, strict=True)] for rounds in pairs]
+                found[share][f] = change(ratios, confidence=1 - 0.01 / len(FIGURES))
+    return found, {f"{n}_{f}": [t[f] for r in rounds for t in r] for n, rounds in times.items() for f in FIGURES}, taken
 
 
 def named(changes: dict[str, Change]) -> str | None:
@@ -165,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts: dict[float, Counter[str]] = {}
     by_stage: dict[str, Counter[str]] = {}
     samples: dict[str, list[float]] = {}
-    seconds, starts, foreign = [], [], []
+    seconds, starts, foreign, turns_taken = [], [], [], []
     shares, generator = (0.0, *config.slowdowns), random.Random(0)
     begun, total = time.monotonic(), config.power + config.false_alarms
     for first in range(0, total, config.reuse):
@@ -177,10 +188,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             for number in range(first, min(first + config.reuse, total)):
                 generator.shuffle(pool)
                 stage, start = STAGES[number % len(STAGES)], time.monotonic()
-                slowed = number * config.power // total != (number + 1) * config.power // total  # evenly among all
+                # evenly among all
+                slowed = number * config.power // total != (number + 1) * config.power // total
                 with Watch([p.pid for p in pool]) as watch:
-                    found, raw = compare(pool, config, shares if slowed else (0.0,), stage)
-                seconds.append(time.monotonic() - start)
+                    found, raw, taken = compare(pool, config, shares if slowed else (0.0,), stage)
+                seconds.append(2 / (1 + len(found)) * (time.monotonic() - start))  # of two sides, as users compare
+                turns_taken.append(taken)
                 foreign.append(watch.figures.get("foreign_cpu_share"))
                 for name, values in raw.items():
                     samples.setdefault(f"{name}_slowed_{stage}", []).extend(round(v, 4) for v in values)
@@ -193,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{len(seconds)}: {line(counts)}", file=sys.stderr, flush=True)
     figures: dict[str, Any] = {"median_turns_s": float(np.median(seconds)), "longest_turns_s": max(seconds)}
     figures["median_start_s"] = float(np.median(starts))  # of the processes of one comparison
+    figures["longest_s"] = max(seconds) + max(starts)
     print(f"{'slowed by':>10s}{'comparisons':>13s}{'found':>8s}{'stage named':>13s}{'regression':>12s}")
     for share, count in counts.items():
         n = count["comparisons"]
@@ -201,14 +215,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures |= {f"{key}_comparisons": n} | {f"{key}_{k}_percent": v for k, v in rates.items()}
         right = f"{rates['named']:11.0f} %" if share else f"{'–':>13s}"
         print(f"{share:10.0%}{n:13d}{rates['found']:6.1f} %{right}{rates['regression']:10.1f} %")
-    turns_s, start_s = figures["median_turns_s"], figures["median_start_s"]
-    print(f"a comparison: {turns_s:.1f} s of turns (with all shares), and {start_s:.1f} s to start its processes")
+    print(
+        "a comparison of two sides: {median_turns_s:.1f} s of turns and {median_start_s:.1f} s to start its processes "
+        "(medians), {longest_s:.1f} s at most".format(**figures)
+    )
     record = make_record(
         "benchmark", "gate-power", figures=figures, samples=samples, settings=asdict(config),
         device=torch.device("cpu"),
         details={
             "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds,
-            "starts_s": starts,
+            "starts_s": starts, "turns": turns_taken,
         },
     )  # fmt: skip
     print(f"record: {write_record(record, config.results or Path('results') / machine_name(torch.device('cpu')))}")
