@@ -5,8 +5,8 @@ every round, by the same loader: two of a kind differ by a percent. On the small
 has, where a share is largest; `--engine none` leaves out the network, too. What --trace writes after the run is not
 part of it.
 
-On a shared machine such a ratio is known to a percent or two, which is more than there is to know. So a fourth kind makes
-every entry --repeat times: what it takes longer, divided by that, is what entries cost where they are made.
+On a shared machine such a ratio is known to a percent or two, which is more than there is to know. So a fourth kind
+makes every entry --repeat times: what it takes longer, divided by that, is what entries cost where they are made.
 `booked_percent` is what they cost in a loop of nothing else, of the CPU time of a run without.
 """
 
@@ -92,10 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = Throughput(data=data, model="tdn_resnet_small", num_segments=4, size=64).resolved()
     manifest, spec = flags.open(), flags.clip_spec()
     videos = manifest.split("validation")
-    kinds, ledger = (
-        {"off": (False, False), "on": (True, False), "trace": (True, True), "repeated": (True, False)},
-        Ledger(device),
-    )
+    ledger = Ledger(device)
+    # on, with spans
+    kinds = {"off": (False, False), "on": (True, False), "trace": (True, True), "repeated": (True, False)}
     wall_s: dict[str, list[float]] = {name: [] for name in kinds}
     cpu_s: dict[str, list[float]] = {name: [] for name in kinds}
     entries = 0
@@ -131,9 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures |= {key: median.value, f"{key}_low": median.low, f"{key}_high": median.high}
             if name == "repeated":
                 ends = [100 * (r - 1) / config.repeat for r in (median.value, median.low, median.high)]
-                print(
-                    f"{kind} time of the entries, where they are made: {ends[0]:.2f} % [{ends[1]:.2f}, {ends[2]:.2f}]"
-                )
+                print(f"  so entries take {ends[0]:.2f} % [{ends[1]:.2f}, {ends[2]:.2f}] of it")
                 figures |= dict(zip((f"{kind}_percent{end}" for end in ("", "_low", "_high")), ends, strict=True))
     samples = {f"{n}_wall_s": v for n, v in wall_s.items()} | {f"{n}_cpu_s": v for n, v in cpu_s.items()}
     for kind, lane in (("on", Lane()), ("trace", Lane(trace=True))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _scenarios(records: list[Record]) -> str:
     return markdown_table(["scenario, engine, precision, loader", "result", "p50 ms", "p90 ms", "p99 ms", "run"], rows)
 
 
-def _highest(figures: dict[str, Any], name: str, unit: str) -> str:
+def _highest(figures: Mapping[str, Any], name: str, unit: str) -> str:
     """The highest load that passed, and the lowest that was refused."""
     best, refused = (figures[key] for key in (name, f"rejected_{name}"))
     text = f"{best:.4g} {unit}" if best is not None else f"no {unit}"

@@ -325,7 +325,7 @@ def offline(config: Offline) -> Record:
     found = Findings()
     found.interval("videos", "per_s", loads.rate_interval(record.samples["videos"], record.samples["interval_s"]))
     found.figures |= record.figures
-    name, settings = config.name or f"offline-{record.name}", record.settings | {"scenario": "offline"}
+    name, settings = config.name or f"offline-{record.name}", {**record.settings, "scenario": "offline"}
     return replace(record, kind="scenario", name=name, figures=found.figures, settings=settings)
 
 
