@@ -282,7 +282,7 @@ def highest(
     kept = ("load", "seed", "verdict", "reason", "judged", "on_time", "unanswered", "wall_s", "usage")
     found.details["trials"] = [{name: getattr(done, name) for name in kept} for done in trials]
     if best is not None:
-        confirmed = trials[-1]
+        confirmed = next(t for t in reversed(trials) if t.passed and t.load == best)
         found.figures |= confirmed.usage
         found.latencies(confirmed.latency_ms)
         share = loads.share_interval(confirmed.on_time, confirmed.judged)
