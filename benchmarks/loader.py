@@ -10,7 +10,6 @@ the same plans (training's), and what they return must agree before anything is 
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from pipelines.ledger import NOBODY
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_training
+from pipelines.processes import cores
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
@@ -230,7 +230,7 @@ def measure(kind: str, paths: Sequence[Path], config: Benchmark) -> tuple[dict[s
             check_agreement(ways["ours"](plan), ways[name](plan), name) for plan in plans[: len(found)]
         )
     cpu_ms = one_thread(plans[: max(len(found), 8)], ways, config.rounds)
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or cores()
     clips_per_s = all_cores(videos, plans, spec, ways, config, workers)
     samples = {f"{name}_cpu_ms": v for name, v in cpu_ms.items()}
     samples |= {f"{name}_clips_per_s": v for name, v in clips_per_s.items()}
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, value in found.items():
                 print(f"{name:50s}{value:10.2f}")
     device = torch.device("cpu")
-    settings = asdict(replace(config, workers=config.workers or os.cpu_count()))
+    settings = asdict(replace(config, workers=config.workers or cores()))
     record = make_record("benchmark", "loader", figures=figures, samples=samples, settings=settings, device=device)
     print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from pipelines.errors import BadClip, DataError
 from pipelines.ledger import IDLE, OFF, Ledger
 from pipelines.manifest import OK, Videos
 from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, shard, stand_in
+from pipelines.processes import cores
 
 Place = tuple[int, int]  # position in the split, epoch
 MAX_STAND_INS = 32  # for one place: enough where half of the videos are bad
@@ -149,7 +149,7 @@ class ClipLoader:
         policy: BadClipPolicy = BadClipPolicy(),
         ledger: Ledger = OFF,
     ) -> None:
-        workers = workers or os.cpu_count() or 1
+        self.workers = workers = workers or cores()
         if batch_size < 1 or (prefetch is not None and prefetch < 1):
             raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pipelines.annotations import Annotations, Sample
 from pipelines.errors import DataError
 from pipelines.jpeg import frame_files, frame_number, header_size
-from pipelines.processes import map_in_processes
+from pipelines.processes import cores, map_in_processes
 from pipelines.sampling import FRAMES_PER_SEGMENT
 
 MANIFEST_VERSION = 3
@@ -411,7 +411,7 @@ def build_manifest(
             _write_cache(cache, found)
             journal = cache.open("a", encoding="utf-8")
     try:
-        for path, file in _scan(list(dict.fromkeys(todo)), workers or os.cpu_count() or 1, progress):
+        for path, file in _scan(list(dict.fromkeys(todo)), workers or cores(), progress):
             found[path] = file
             if journal is not None:
                 with _cache_errors(cache):

@@ -28,7 +28,7 @@ from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER, class_name
 from pipelines.errors import DataError
-from pipelines.processes import map_in_processes
+from pipelines.processes import cores, map_in_processes
 
 TEMPLATES = (
     "Moving [something] away from the camera",
@@ -342,7 +342,7 @@ def make_dataset(
     Raises:
         DataError: The numbers make no sense, or `root` holds something else or cannot be written.
     """
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = cores() if workers is None else workers
     if min(train, validation) < len(CLASSES) or train > VALIDATION_START:
         raise DataError(
             f"train must be 8 to {VALIDATION_START} and validation at least 8, got {train} and {validation}"

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.processes import cores
 from tdn_bench.cli import run_command
 from tdn_bench.complexity import measure
-from tdn_bench.environment import cores, machine_name
+from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import known_variant, pick_device
 from tdn_bench.models.variants import VARIANTS

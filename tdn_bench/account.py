@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.ledger import IDLE, MAX_SPANS, WORK, Lane, Ledger
+from tdn_bench.errors import UserError
 
 MOST_UNEXPLAINED_PERCENT = 5
 
@@ -68,6 +69,14 @@ def close(ledger: Ledger) -> Account:
 
 def _sum(lanes: list[Lane], stage: str) -> float:
     return sum(lane.seconds[stage] for lane in lanes)
+
+
+def save_trace(ledger: Ledger, path: Path) -> None:
+    """`write_trace` for a command: raises UserError."""
+    try:
+        write_trace(ledger, path)
+    except OSError as e:
+        raise UserError(f"--trace {path}: cannot be written ({e.strerror})") from e
 
 
 def write_trace(ledger: Ledger, path: Path) -> None:

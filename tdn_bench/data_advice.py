@@ -22,7 +22,7 @@ from pipelines.ledger import Lane
 from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import JPEG_FRAMES, OK, Manifest, Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_evaluation
-from tdn_bench.environment import cores
+from pipelines.processes import cores
 from tdn_bench.errors import UserError
 from tdn_bench.transcode import Encoding, Transcoded, transcode_file
 

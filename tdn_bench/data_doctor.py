@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.annotations import VIDEO_SUFFIXES
 from pipelines.manifest import OK, Manifest, checksum, file_stat
-from tdn_bench.environment import cores
+from pipelines.processes import cores
 from tdn_bench.prepare import kind_of
 
 COLUMNS = ("id", "split", "path", "label", "status", "sha256", "bytes", "mtime_ns")

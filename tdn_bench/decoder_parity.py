@@ -26,8 +26,8 @@ from pipelines.loader import BadClipPolicy, ClipLoader, Decoder, create_decoder
 from pipelines.manifest import JPEG_FRAMES, OK, Manifest, Video, Videos, as_video
 from pipelines.odd_clips import OddClip, make_odd_clips, read_numbers, skipped_cases
 from pipelines.plan import ClipPlan, center_crop, plan_evaluation, plan_training, three_windows
+from pipelines.processes import cores
 from pipelines.sampling import random_frame_indices
-from tdn_bench.environment import cores
 from tdn_bench.errors import UserError
 from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
 from tdn_bench.record import check_folder, make_record, write_record

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines import ENGINES
+from pipelines.processes import cores
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import run_command
-from tdn_bench.environment import cores, machine_name
+from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.flags import pick_device
 from tdn_bench.processes import Command

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.processes import cores
+
 PACKAGES = (
     "torch", "triton", "numpy", "av", "nvidia-dali-cuda120", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt",
@@ -24,11 +26,6 @@ def cpu_name() -> str:
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_name(device: torch.device) -> str:

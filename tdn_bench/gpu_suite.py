@@ -45,10 +45,11 @@ from pipelines.errors import BadClip
 from pipelines.loader import create_decoder
 from pipelines.manifest import OK, Video, as_video
 from pipelines.plan import ClipPlan
+from pipelines.processes import cores
 from pipelines.sampling import random_frame_indices
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import run_command
-from tdn_bench.environment import cores, machine_name, versions
+from tdn_bench.environment import machine_name, versions
 from tdn_bench.errors import UserError
 from tdn_bench.flags import NetworkFlags, pick_device
 from tdn_bench.models import FrameClassifier

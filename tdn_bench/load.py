@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from scipy import stats as distributions
 
+from pipelines.ledger import IDLE, OFF, Ledger
 from tdn_bench.stats import Interval
 
 HOPELESS = 10  # a trial is lost where the oldest query has waited for this many bounds
@@ -294,6 +295,7 @@ class Pipeline:
 
     `decode` takes numbers of queries, at most `decode_batch`, and returns a clip or None for each; `classify` takes
     the clips of a batch and returns when their labels are on the host. A query without a clip is answered by that.
+    Both book their stages in their thread's lane of the ledger, whose period begins here and ends with `usage`.
     """
 
     def __init__(
@@ -305,7 +307,9 @@ class Pipeline:
         decode_batch: int,
         batch_size: int,
         batch_wait_s: float = 0,
+        ledger: Ledger = OFF,
     ) -> None:
+        self._ledger = ledger
         self._decode, self._classify, self._decode_batch = decode, classify, decode_batch
         self._batch_size, self._batch_wait_s, self._decoders = batch_size, batch_wait_s, threads
         self._arrived: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -315,8 +319,11 @@ class Pipeline:
         self._start, self._busy = time.perf_counter(), {"decoder": 0.0, "engine": 0.0}
         self._lock = threading.Lock()
         self._batches = self._clips = 0
-        targets = [self._decode_all] * threads + [self._classify_all]
-        self._threads = [threading.Thread(target=self._guard, args=(t,), daemon=True) for t in targets]
+        targets = {f"query_{i}": self._decode_all for i in range(threads)} | {"engine": self._classify_all}
+        self._threads = [
+            threading.Thread(target=self._guard, args=(t,), name=name, daemon=True) for name, t in targets.items()
+        ]
+        ledger.start()
         for thread in self._threads:
             thread.start()
 
@@ -328,13 +335,15 @@ class Pipeline:
 
     def wait(self, until_s: float) -> list[tuple[int, float]]:
         answers: list[tuple[int, float]] = []
-        timeout = None if until_s == math.inf else max(0, until_s - self.now())
+        start = self.now()
+        timeout = None if until_s == math.inf else max(0, until_s - start)
         with suppress(queue.Empty):
             while True:
                 answer = self._answers.get_nowait() if answers else self._answers.get(timeout=timeout)
                 if isinstance(answer, BaseException):
                     raise answer
                 answers.append(answer)
+        self._ledger.lane().add(IDLE, start, self.now())
         return answers
 
     def cancel(self) -> int:
@@ -342,6 +351,7 @@ class Pipeline:
 
     def usage(self) -> dict[str, float]:
         """Since the start: batches, their mean size, and the share of the time that decoders and engine were busy."""
+        self._ledger.stop()
         wall_s = self.now() - self._start
         return {
             "batches": self._batches,
@@ -359,8 +369,11 @@ class Pipeline:
     def _decode_all(self) -> None:
         while (number := self._arrived.get()) is not None:
             numbers = [number, *(n for n in _taken(self._arrived, self._decode_batch - 1) if n is not None)]
+            lane = self._ledger.lane()
+            lane.begin(f"query {number}")
             start = self.now()
             clips = self._decode(numbers)
+            lane.end()
             with self._lock:
                 self._busy["decoder"] += self.now() - start
             for done, clip in zip(numbers, clips, strict=True):
@@ -380,9 +393,12 @@ class Pipeline:
                 if item is None:
                     return
                 batch.append(item)
+            lane = self._ledger.lane()
+            lane.begin(f"batch {self._batches}")
             start = self.now()
             self._classify([clip for _, clip in batch])
             done = self.now()
+            lane.end()
             self._busy["engine"] += done - start
             self._batches, self._clips = self._batches + 1, self._clips + len(batch)
             for number, _ in batch:

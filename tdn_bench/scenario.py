@@ -22,11 +22,13 @@ from torch import Tensor
 
 from engines import Engine
 from pipelines.errors import BadClip
+from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import OK, Manifest
 from tdn_bench import load as loads
+from tdn_bench.account import MOST_UNEXPLAINED_PERCENT, close, save_trace
 from tdn_bench.cli import run_command
-from tdn_bench.environment import cores, machine_name
+from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
 from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.load import Goal, Pipeline, Schedule, Trial
@@ -139,6 +141,7 @@ class Ready:
     agreement: Agreement
     positions: np.ndarray  # of the usable videos in the split
     undecoded: int = 0  # queries whose video could not be decoded
+    threads: list[dict[str, Any]] = field(default_factory=list)  # of the run that counts, as the ledger has them
 
     @property
     def videos(self) -> int:
@@ -150,12 +153,15 @@ class Ready:
         config, loader, decoder, device = self.config, self.loader, self.loader.decoder, self.loader.device
 
         def decode(numbers: list[int]) -> list[Tensor | None]:
+            lane = loader.ledger.lane()
             plans = [loader.plan(int(self.positions[video(n)]), 0) for n in numbers]
+            lane.lap("plan")
             if device.type == "cuda":
                 stream = torch.cuda.Stream(device)  # beside what the engine does
                 with torch.cuda.stream(stream):
                     clips = decoder(plans)
                     stream.synchronize()
+                lane.lap("augment")  # what DALI has launched
             else:
                 clips = decoder(plans)
             for clip in clips:
@@ -166,21 +172,36 @@ class Ready:
             return [None if isinstance(clip, BadClip) else clip for clip in clips]
 
         def classify(clips: list[Tensor]) -> None:
+            lane = loader.ledger.lane()
             frames = torch.stack(clips)
             if frames.device.type != device.type:
                 frames = frames.pin_memory().to(device, non_blocking=True)
-            self.engine(frames).cpu()  # waits for a GPU
+            lane.lap("copy")
+            with loader.ledger.on_device("infer"):
+                logits = self.engine(frames)
+            lane.lap("infer")
+            logits.cpu()  # waits for a GPU
+            lane.lap("copy_back")
 
-        threads, at_once = (config.workers or cores(), 1) if decoder.concurrent else (1, config.batch_size)
+        threads, at_once = (loader.workers, 1) if decoder.concurrent else (1, config.batch_size)
         with Pipeline(
             decode, classify, threads=threads, decode_batch=at_once,
             batch_size=config.batch_size, batch_wait_s=config.batch_wait_ms / 1000,
+            ledger=loader.ledger,
         ) as pipeline:  # fmt: skip
             yield pipeline
 
+    def usage(self, pipeline: Pipeline) -> dict[str, Any]:
+        """How busy engine and decoders were, and the ledger's account of it: the run is over."""
+        usage = pipeline.usage()
+        account = close(self.loader.ledger)
+        self.threads = account.threads
+        clips = round(usage["batches"] * usage["mean_batch_size"])
+        return usage | account.figures(max(1, clips))
+
     def closed(
         self, per_query: int, seconds: float, max_seconds: float, samples: int
-    ) -> tuple[list[float], dict[str, float]]:
+    ) -> tuple[list[float], dict[str, Any]]:
         """Latencies (ms) of queries that wait for each other, and how busy engine and decoders were."""
         with self.pipeline(partial(loads.nth_video, videos=self.videos, seed=self.config.seed)) as pipeline:
             latency_s = loads.run_closed(
@@ -190,7 +211,7 @@ class Ready:
                 max_seconds=max_seconds,
                 samples=samples,
             )
-            return [round(1000 * s, 3) for s in latency_s], pipeline.usage()
+            return [round(1000 * s, 3) for s in latency_s], self.usage(pipeline)
 
     def burst(self) -> float:
         """Queries a second where all arrive at once: a short Offline by the way that queries take, to start from."""
@@ -207,7 +228,7 @@ def ready(config: Queries) -> Iterator[Ready]:
     manifest, spec = config.open(), config.clip_spec()
     loader = ClipLoader(
         manifest.split(config.subset), spec, config.batch_size, backend=config.backend, device=device,
-        workers=config.workers, policy=config.bad_clip_policy(),
+        workers=config.workers, policy=config.bad_clip_policy(), ledger=Ledger(device, trace=config.trace is not None),
     )  # fmt: skip
     with loader, checked_engine(config, loader, manifest, spec) as (engine, agreement):
         yield Ready(config, loader, engine, manifest, agreement, np.flatnonzero(loader.videos.where("status", OK)))
@@ -254,6 +275,7 @@ def highest(
     """Trials until the highest load that reaches the goal is known, and was confirmed with other arrivals. A load of
     one brings `rate_of_one` queries a second."""
     trials: list[Trial] = []
+    threads: list[list[dict[str, Any]]] = []
     samples = goal.warmup_queries + 1.5 * samples_for_percentile(100 * goal.share)  # so many bear a late one
 
     def trial(load: float, seed: int) -> bool:
@@ -261,7 +283,8 @@ def highest(
         arrivals = schedule(load, seconds, seed)
         with ready.pipeline(arrivals.videos.__getitem__) as pipeline:
             done = loads.run_schedule(pipeline, arrivals, goal, load, seed)
-            done.usage = pipeline.usage()
+            done.usage = ready.usage(pipeline)
+        threads.append(ready.threads)
         trials.append(done)
         print(f"{load:.4g} {unit}: {done.verdict}{f' ({done.reason})' if done.reason else ''}", file=sys.stderr)
         return done.passed
@@ -282,8 +305,9 @@ def highest(
     kept = ("load", "seed", "verdict", "reason", "judged", "on_time", "unanswered", "wall_s", "usage")
     found.details["trials"] = [{name: getattr(done, name) for name in kept} for done in trials]
     if best is not None:
-        confirmed = next(t for t in reversed(trials) if t.passed and t.load == best)
+        number, confirmed = next((i, t) for i, t in reversed([*enumerate(trials)]) if t.passed and t.load == best)
         found.figures |= confirmed.usage
+        ready.threads = threads[number]
         found.latencies(confirmed.latency_ms)
         share = loads.share_interval(confirmed.on_time, confirmed.judged)
         found.interval("on_time", "percent", Interval(100 * share.value, 100 * share.low, 100 * share.high))
@@ -330,7 +354,9 @@ def offline(config: Offline) -> Record:
 
 
 def check_flags(config: Queries) -> None:
-    """Raise UserError for a number that no run could have."""
+    """Raise UserError for a number that no run could have, and for a flag that means nothing here."""
+    if config.interval is not None:
+        raise UserError(f"--interval {config.interval}: of scenario offline alone; here --seconds says how long")
     for name in ("samples_per_query", "latency_bound_ms", "rate_resolution", "fps", "deadline_ms"):
         if (value := getattr(config, name, None)) is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
@@ -344,6 +370,8 @@ def check_flags(config: Queries) -> None:
 
 def run(config: Offline) -> Record:
     """Run a scenario; return the record (not yet written)."""
+    if config.compare is not None:
+        raise UserError("--compare is `tdn-bench throughput`'s; a scenario runs one configuration")
     if not isinstance(config, Queries):
         return offline(config)
     check_flags(config)
@@ -361,11 +389,20 @@ def run(config: Offline) -> Record:
                 found = in_turn(r, config)
         found.figures |= watch.figures | monitor.figures()
         status, reasons = watch.verdict(gpu=monitor.samples)
+        if (share := found.figures.get("ledger_unexplained_percent", 0.0)) > MOST_UNEXPLAINED_PERCENT:
+            status = "unstable" if status == "stable" else status
+            reasons.append(f"{share:.1f} % of a thread's time is unexplained")
+        if config.trace is not None:
+            save_trace(r.loader.ledger, config.trace)
         bad_clips = r.loader.bad_clips
         found.figures |= {
             "build_s": r.engine.build_s, "queries_not_decoded": r.undecoded, "bad_clips": len(bad_clips)
         }  # fmt: skip
-        found.details |= {"engine": r.engine.details(), "agreement_with_eager_fp32": asdict(r.agreement)}
+        found.details |= {
+            "engine": r.engine.details(),
+            "ledger": r.threads,
+            "agreement_with_eager_fp32": asdict(r.agreement),
+        }
         if bad_clips.reasons:
             found.details["bad_clips"] = bad_clips.reasons
         backend = r.loader.decoder.name

@@ -26,7 +26,7 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.ledger import IDLE, WORK, Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
-from tdn_bench.account import close, write_trace
+from tdn_bench.account import close, save_trace
 from tdn_bench.cli import run_command
 from tdn_bench.environment import machine_name
 from tdn_bench.errors import UserError
@@ -263,10 +263,7 @@ def measure(config: Throughput) -> Record:
     reasons = [*run.reasons, *account.reasons()]
     status = "unstable" if reasons and run.status == "stable" else run.status
     if config.trace is not None:
-        try:
-            write_trace(ledger, config.trace)
-        except OSError as e:
-            raise UserError(f"--trace {config.trace}: cannot be written ({e.strerror})") from e
+        save_trace(ledger, config.trace)
     bad_clips = loader.bad_clips
     found["bad_clips"] = len(bad_clips)
     # Of the process from its start, so with the reference's and the builder's share.

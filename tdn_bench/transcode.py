@@ -26,9 +26,8 @@ from pipelines.annotations import VIDEO_SUFFIXES
 from pipelines.cpu import decode_strictly
 from pipelines.errors import DataError
 from pipelines.manifest import OK, VideoFile, scan_file, video_packets
-from pipelines.processes import map_in_processes
+from pipelines.processes import cores, map_in_processes
 from tdn_bench.cli import run_command
-from tdn_bench.environment import cores
 from tdn_bench.errors import UserError
 
 if TYPE_CHECKING:

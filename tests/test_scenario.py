@@ -46,6 +46,18 @@ def test_streams_in_turn(name, small_checkpoint, motion_data, tmp_path, capsys):
     assert sum(latency_ms) < 1100 * f["batches"]
     assert record.settings["samples_per_query" if more else "batch_size"] == (2 if more else 1)
     assert record.details["agreement_with_eager_fp32"]["top1_percent"] == 100
+    threads = {row["thread"].partition("_")[0]: row for row in record.details["ledger"]}
+    assert threads["decode"]["decode_s"] > 0
+    assert threads["consumer"]["idle_s"] > 0.5 * threads["consumer"]["wall_s"]  # it waits for the answers
+    clips = f["batches"] * f["mean_batch_size"]
+    assert f["ledger_infer_ms"] * clips == pytest.approx(1000 * threads["engine"]["infer_s"])
+
+
+def test_a_trace_is_of_the_last_run(small_checkpoint, motion_data, tmp_path):
+    trace = tmp_path / "trace.json"
+    scenario("single-stream", small_checkpoint, motion_data, tmp_path, *QUICK, "--trace", str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"decode", "infer", "plan"} <= {e["name"] for e in events}
 
 
 @pytest.mark.parametrize(
@@ -62,8 +74,8 @@ def test_the_highest_load(name, unit, goal, small_checkpoint, motion_data, tmp_p
     assert f["trials"] == len(trials)
     assert f[f"rejected_{unit}"] in [t["load"] for t in trials if t["verdict"] != "passed"]
     if f[unit] is not None:  # a machine that is busy elsewhere may pass none
-        assert trials[-1]["verdict"] == "passed"
-        assert (trials[-1]["load"], trials[-1]["seed"]) == (f[unit], 2)  # confirmed with other arrivals
+        passed = [(t["load"], t["seed"]) for t in trials if t["verdict"] == "passed"]
+        assert (f[unit], 2) in passed  # confirmed with other arrivals
         assert f[unit] < f[f"rejected_{unit}"]
         assert 1 <= f["mean_batch_size"] <= 4
     for number, trial in enumerate(trials):
@@ -98,3 +110,6 @@ def test_flags_that_no_run_could_have(capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert flags[1] in error
+    for flags in (["server", "--interval", "0.01"], ["offline", "--compare", "engine=eager", "engine=onnx"]):
+        assert run_command(main, flags) == 2  # not ignored
+        assert flags[1] in capsys.readouterr().err
