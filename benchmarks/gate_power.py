@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 turns_taken.append(taken)
                 foreign.append(watch.figures.get("foreign_cpu_share"))
                 for name, values in raw.items():
-                    samples.setdefault(f"{name}_slowed_{stage}", []).extend(round(v, 4) for v in values)
+                    samples.setdefault(f"{name}_slowed_{stage}", []).extend(round(v, 3) for v in values)  # µs
                 for share, changes in found.items():
                     said = tally(changes, stage)
                     counts.setdefault(share, Counter()).update(said)

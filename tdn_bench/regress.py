@@ -66,8 +66,8 @@ class Regress(NetworkFlags, DataFlags):
     """With --update: engines to measure, `engine` or `engine:precision`."""
     batch_size: int = 8
     """With --update: videos in a batch."""
-    videos: int = 32
-    """With --update: videos in a timed turn (accuracy takes all of the split)."""
+    videos: int = 8
+    """With --update: videos in a timed turn (accuracy takes all of the split): many short turns tell more than few."""
     train: bool = True
     """With --update: also hold the training step."""
     device: str = "auto"

@@ -238,7 +238,7 @@ def test_outputs_say_the_same(gate, tmp_path, capsys):
 
 
 def test_a_real_baseline_and_a_real_check(tmp_path, small_checkpoint, motion_data, capsys, monkeypatch):
-    monkeypatch.setattr(regress, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(regress, "MIN_ROUNDS", 3)
     baseline = tmp_path / "real.json"
     flags = ["--baseline", str(baseline), "--device", "cpu", "--max-seconds", "1", "--round-s", "1"]
     new = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--engines", "eager", "--videos", "8"]
@@ -254,4 +254,13 @@ def test_a_real_baseline_and_a_real_check(tmp_path, small_checkpoint, motion_dat
     assert stop.value.code == 0, capsys.readouterr().out
     verdicts = {c["name"]: c["verdict"] for c in read_record(report).details["checks"]}
     assert verdicts["eager-fp32 accuracy"] == "same"
-    assert {"loader loader_ms", "eager-fp32 infer_ms", "eager-fp32 path_ms", "train train_ms"} <= verdicts.keys()
+    times = {"loader loader_ms", "eager-fp32 infer_ms", "eager-fp32 path_ms", "train train_ms"}
+    assert times <= verdicts.keys()
+    if not (regress.HERE / ".git").exists():  # an unpacked archive has no other commit
+        return
+    with pytest.raises(SystemExit) as stop:
+        regress.main([*flags, "--margin", "50", "--against", "HEAD", "--json", str(report)])
+    assert stop.value.code == 0, capsys.readouterr().out
+    record = read_record(report)
+    assert times <= {c["name"] for c in record.details["checks"]}
+    assert len(record.samples["base eager-fp32_path_ms"]) == len(record.samples["eager-fp32_path_ms"])
