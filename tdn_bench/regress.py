@@ -68,6 +68,9 @@ class Regress(NetworkFlags, DataFlags):
     """With --update: videos in a batch."""
     videos: int = 8
     """With --update: videos in a timed turn (accuracy takes all of the split): many short turns tell more than few."""
+    threads: int = 1
+    """With --update: threads that decode, and that compute, on a CPU; 0: one a core. With one the gate sees smaller
+    changes, since another program's burst on one core stops all of several; how work spreads over cores it sees not."""
     train: bool = True
     """With --update: also hold the training step."""
     device: str = "auto"
@@ -108,7 +111,8 @@ def plan(config: Regress) -> dict[str, Any]:
     paths = {f: getattr(config, f) for f in ("data", "labels", "manifest", "train_list", "val_list", "class_names")}
     return {
         "flags": kept | {f: str(p) for f, p in paths.items() if p is not None} | {"batch_size": config.batch_size},
-        "engines": chosen, "videos": config.videos, "train": config.train, "reference_version": Reference.VERSION,
+        "engines": chosen, "videos": config.videos, "train": config.train, "threads": config.threads,
+        "reference_version": Reference.VERSION,
         "checkpoint": None if config.checkpoint is None else os.path.relpath(config.checkpoint, config.baseline.parent),
         "checkpoint_sha256": None if config.checkpoint is None else checksum(str(config.checkpoint)),
     }  # fmt: skip
@@ -135,16 +139,30 @@ def contestants(held: dict[str, Any], config: Regress, tree: Path = HERE, prefix
         flags["data"] = str(Path(flags["data"]).resolve())
     common = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     common += ["--device", device]
-    found = [Contestant(f"{prefix}loader", (*common, "--engine", "none"), ("loader",), tree)]
+    alone = threads_of(held, device)
+    if alone:
+        common += ["--workers", str(held["threads"])]
+
+    def contestant(name: str, flags: tuple[str, ...], *parts: str) -> Contestant:
+        return Contestant(f"{prefix}{name}", (*common, *flags), parts, tree, environment=alone)
+
+    found = [contestant("loader", ("--engine", "none"), "loader")]
     for engine, precision in held["engines"]:
         if (reason := why_unavailable(engine, device)) is not None:
             raise UserError(f"{config.baseline} holds engine {engine}, which is not ready here: {reason}")
         # infer is timed apart from the path, so that a slower decoder is not taken for a slower engine
-        flags_ = (*common, "--engine", engine, "--precision", precision)
-        found.append(Contestant(f"{prefix}{engine}-{precision}", flags_, ("engine", "path"), tree))
+        flags_ = ("--engine", engine, "--precision", precision)
+        found.append(contestant(f"{engine}-{precision}", flags_, "engine", "path"))
     if held["train"]:
-        found.append(Contestant(f"{prefix}train", (*common, "--engine", "none"), ("train",), tree))
+        found.append(contestant("train", ("--engine", "none"), "train"))
     return found
+
+
+def threads_of(held: dict[str, Any], device: str) -> dict[str, str]:
+    """The environment that gives a contestant's libraries the threads that the baseline holds; baselines of before
+    there were any have all."""
+    threads = held.get("threads", 0)
+    return {"OMP_NUM_THREADS": str(threads)} if threads and device == "cpu" else {}
 
 
 def judged(held: dict[str, Any]) -> list[tuple[str, str]]:
@@ -285,7 +303,8 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
         all_ = contestants(held, config)
         device = str(pick_device(config.device))
         flags = ("--engine", "none", "--device", device, "--data", ".")
-        all_.append(Contestant("reference", flags, ("reference",), environment=KEEP_FREED_MEMORY))
+        environment = KEEP_FREED_MEMORY | threads_of(held, device)
+        all_.append(Contestant("reference", flags, ("reference",), environment=environment))
         if config.against is not None:
             tree = stack.enter_context(checked_out(config.against))
             all_ += contestants(held, config, tree, BASE)
