@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Benchmark:
     """Rounds of a comparison, each of two processes."""
     turns: int = 6
     """Turns of each side in each round, and as many again where they do not suffice."""
-    most_turns: int = 36
+    most_turns: int = 48
     """Then the comparison ends (with twelve rounds: within 3 minutes for two sides, their start included)."""
     reuse: int = 20
     """Comparisons that the same processes serve, paired anew for each, before fresh ones take over."""
@@ -115,8 +115,8 @@ def inject() -> None:
 def compare(
     pool: Sequence[Process], config: Benchmark, shares: Sequence[float], stage: str
 ) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]], int]:
-    """Rounds, each of two of the pool's processes: the changes of every figure for every share, the times, round after
-    round, and the turns in each round."""
+    """Rounds, each of two of the pool's processes: the changes of every figure for every share, the logarithms of the
+    ratios in 1/10,000, round after round, and the turns in each round."""
     times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("a", *(f"b{share:g}" for share in shares))}
     sides: list[list[tuple[str, Process, float]]] = []
     for a, b in zip(pool[::2], pool[1::2], strict=True):
@@ -124,6 +124,7 @@ def compare(
         for rounds in times.values():
             rounds.append([])
     found: dict[float, dict[str, Change]] = {}
+    raw: dict[str, list[float]] = {}
     taken = 0
     while taken < config.most_turns and (
         not found or max(c.detectable for changes in found.values() for c in changes.values()) > 1 + MARGIN
@@ -140,7 +141,8 @@ def compare(
                 pairs = zip(times["a"], times[f"b{share:g}"], strict=True)
                 ratios = [[math.log(y[f] / x[f]) for x, y in zip(*rounds, strict=True)] for rounds in pairs]
                 found[share][f] = change(ratios, confidence=1 - 0.01 / len(FIGURES))
-    return found, {f"{n}_{f}": [t[f] for r in rounds for t in r] for n, rounds in times.items() for f in FIGURES}, taken
+                raw[f"log_ratio_e4_{f}_by_{share:g}"] = [round(1e4 * x) for r in ratios for x in r]
+    return found, raw, taken
 
 
 def named(changes: dict[str, Change]) -> str | None:
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts: dict[float, Counter[str]] = {}
     by_stage: dict[str, Counter[str]] = {}
     samples: dict[str, list[float]] = {}
-    seconds, starts, foreign, turns_taken = [], [], [], []
+    seconds, starts, foreign, turns_taken, said_of = [], [], [], [], []
     shares, generator = (0.0, *config.slowdowns), random.Random(0)
     begun, total = time.monotonic(), config.power + config.false_alarms
     for first in range(0, total, config.reuse):
@@ -196,13 +198,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 turns_taken.append(taken)
                 foreign.append(watch.figures.get("foreign_cpu_share"))
                 for name, values in raw.items():
-                    samples.setdefault(f"{name}_slowed_{stage}", []).extend(round(v, 3) for v in values)  # µs
+                    samples.setdefault(f"{name}_{stage}", []).extend(values)
                 for share, changes in found.items():
                     said = tally(changes, stage)
                     counts.setdefault(share, Counter()).update(said)
                     by_stage.setdefault(f"{share:g} {stage}", Counter()).update(said)
-                    for f, c in changes.items():
-                        samples.setdefault(f"detectable_{f}", []).append(round(c.detectable, 5))
+                    intervals = {
+                        f: [round(v, 5) for v in (*astuple(c.ratio), c.detectable)] for f, c in changes.items()
+                    }
+                    said_of.append({"stage": stage, "by": share, "value_low_high_detectable": intervals})
         print(f"{len(seconds)}: {line(counts)}", file=sys.stderr, flush=True)
     figures: dict[str, Any] = {"median_turns_s": float(np.median(seconds)), "longest_turns_s": max(seconds)}
     figures["median_start_s"] = float(np.median(starts))  # of the processes of one comparison
@@ -224,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=torch.device("cpu"),
         details={
             "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds,
-            "starts_s": starts, "turns": turns_taken,
+            "starts_s": starts, "turns": turns_taken, "comparisons": said_of,
         },
     )  # fmt: skip
     print(f"record: {write_record(record, config.results or Path('results') / machine_name(torch.device('cpu')))}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -101,8 +102,10 @@ def to_json(record: Record) -> bytes:
     """What JSON cannot say is changed: NaN and infinities become null, numpy's numbers plain ones, the rest text."""
     text = json.dumps(asdict(record), default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
     plain = json.loads(text, parse_constant=lambda _: None)
+    text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+    text = re.sub(r'\[\n[^][{}"]*\]', lambda m: " ".join(m[0].split()), text)  # a list of numbers: one line
     # a file name that is no UTF-8 has lone surrogates: they are kept, as \udcXX
-    return (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_record(record: Record, folder: Path) -> Path:
