@@ -87,7 +87,7 @@ class Regress(NetworkFlags, DataFlags):
     """Of all intervals together."""
     max_seconds: float = 180
     """Measure for at most about this long; it ends sooner where the noise allows."""
-    round_s: float = 8
+    round_s: float = 12
     """Seconds of turns in a round of fresh processes."""
     junit: Path | None = None
     """Also write the verdicts as JUnit XML."""
