@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import torch
 
 IDLE = "idle"
-# In a video's order; `copy` is into the batch and to the device, `copy_back` the logits' way to the host.
-WORK = ("plan", "open", "read", "demux", "decode", "augment", "copy", "infer", "copy_back")
+# In a video's order; `copy` is into the batch and to the device, `copy_back` the logits' way to the host. A run has
+# `infer`, or `train`: the whole step.
+WORK = ("plan", "open", "read", "demux", "decode", "augment", "copy", "infer", "train", "copy_back")
 MAX_SPANS = 200_000  # that a trace keeps of a thread: some 40 MB
 Span = tuple[str, float, float, str]  # stage, or "" for a whole task; start, end; video or batch
 
@@ -104,6 +105,7 @@ class Ledger:
         self.since_s, self.until_s = -math.inf, math.inf
         self._local = threading.local()
         self._zero: torch.cuda.Event | None = None  # when the GPU's clock stood at since_s
+        self._open: list[tuple[Lane, str, torch.cuda.Event, torch.cuda.Event, str]] = []  # begun, nobody waited
 
     def lane(self) -> Lane:
         """That of the thread that asks."""
@@ -118,9 +120,9 @@ class Ledger:
         return self._local.lane
 
     @contextmanager
-    def on_device(self, stage: str, what: str = "") -> Iterator[None]:
-        """Time work on a GPU by events on the thread's current stream, and wait for it. On a CPU the thread's own clock
-        tells all."""
+    def on_device(self, stage: str, what: str = "", *, wait: bool = True) -> Iterator[None]:
+        """Time work on a GPU by events on the thread's current stream, and wait for it; or, so that the host may run
+        ahead, book it at `stop`. On a CPU the thread's own clock tells all."""
         if self._zero is None:
             yield
             return
@@ -130,9 +132,16 @@ class Ledger:
         begin.record(stream)
         yield
         end.record(stream)
+        if wait:
+            self._book(self._local.device_lane, stage, begin, end, what)
+        else:
+            self._open.append((self._local.device_lane, stage, begin, end, what))
+
+    def _book(self, lane: Lane, stage: str, begin: torch.cuda.Event, end: torch.cuda.Event, what: str) -> None:
+        assert self._zero is not None
         end.synchronize()
         start_s = self.since_s + self._zero.elapsed_time(begin) / 1000
-        self._local.device_lane.add(stage, start_s, start_s + begin.elapsed_time(end) / 1000, what)
+        lane.add(stage, start_s, start_s + begin.elapsed_time(end) / 1000, what)
 
     def start(self) -> None:
         """The measured period begins; the calling thread is the consumer."""
@@ -158,6 +167,9 @@ class Ledger:
             if lane.idle_from_s is not None:
                 lane.add(IDLE, lane.idle_from_s, self.until_s)
                 lane.idle_from_s = self.until_s
+        for work in self._open:
+            self._book(*work)
+        self._open.clear()
 
 
 OFF = Ledger(on=False)

@@ -84,9 +84,10 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     config = replace(config, data=resolve(replace(config, engine="none", precision="auto")).data)
     with ExitStack() as stack:
         both = sides(config, stack)
+        device = pick_device(config.device)
         main = "path_ms" if all("path" in c.parts for c in both) else "loader_ms"
         begun, found, result = time.monotonic(), Interleaved(), {}
-        for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S):
+        for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S, device=device):
             passed, rounds = time.monotonic() - begun, len(found.status)
             if rounds < MIN_ROUNDS:  # too few processes to know what differs from one to the next
                 continue
@@ -114,7 +115,7 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     print("\n".join(lines))
     return make_record(
         "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(names)).strip("-"),
-        figures=figures, samples=found.samples(), settings=asdict(config), device=pick_device(config.device),
+        figures=figures, samples=found.samples(), settings=asdict(config), device=device,
         status=found.worst, status_reasons=found.reasons,
         details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
     )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 
 from tdn_bench import turns
 from tdn_bench.errors import UserError
+from tdn_bench.gpu_monitor import GpuMonitor
 from tdn_bench.scores import Scores
 from tdn_bench.timing import Watch
 
@@ -129,6 +130,7 @@ class Interleaved:
     memory: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # peaks in bytes, one a round
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
+    gpu: dict[str, list[float]] = field(default_factory=dict)  # what a GpuMonitor saw during all turns
     status: list[str] = field(default_factory=list)  # of each round
     reasons: list[str] = field(default_factory=list)
 
@@ -138,8 +140,8 @@ class Interleaved:
         return [np.log(np.divide(x, y)).tolist() for x, y in pairs]
 
     def samples(self) -> dict[str, list[float]]:
-        """All times, as records hold them: `<contestant>_<figure>`, one round after the other."""
-        return {
+        """All times, as records hold them: `<contestant>_<figure>`, one round after the other; and `gpu_<what>`."""
+        return {f"gpu_{what}": values for what, values in self.gpu.items()} | {
             f"{name}_{figure}": [value for turns_ in rounds for value in turns_]
             for name, times in self.times.items()
             for figure, rounds in times.items()
@@ -165,10 +167,12 @@ def interleave(
     round_s: float,
     min_turns: int = 4,
     with_scores: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Interleaved]:
     """Let the contestants take turns in `rounds` rounds of fresh processes, each for at least `round_s` seconds and
     `min_turns` turns; after every round yield what there is by then. The order is reversed at each turn (A B B A …), so
-    that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video."""
+    that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video.
+    `device` is watched beside the processor."""
     found = Interleaved()
     for _ in range(rounds):
         with started(contestants, videos) as (processes, facts):
@@ -177,12 +181,15 @@ def interleave(
                 found.scores = {p.contestant.name: p.scores() for p in engines}
             taken: list[list[dict[str, float]]] = [[] for _ in processes]
             begun = time.monotonic()
-            with Watch([p.pid for p in processes]) as watch:
+            with GpuMonitor(torch.device(device)) as monitor, Watch([p.pid for p in processes]) as watch:
                 while len(taken[0]) < min_turns or time.monotonic() - begun < round_s or len(taken[0]) % 2:
                     for i in sorted(range(len(processes)), reverse=len(taken[0]) % 2 == 1):
                         taken[i].append(processes[i].turn())
             peaks = [process.peak_memory() for process in processes]
-        status, reasons = watch.verdict()
+        # this process may have a context on the card, too
+        status, reasons = watch.verdict(gpu=monitor.samples, processes=len(processes) + torch.cuda.is_initialized())
+        for what, values in monitor.samples.items():
+            found.gpu.setdefault(what, []).extend(values)
         found.status.append(status)
         found.reasons += [f"round {len(found.status)}: {reason}" for reason in reasons]
         for contestant, fact, turn_times, peak in zip(contestants, facts, taken, peaks, strict=True):

@@ -36,7 +36,7 @@ from tdn_bench.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table,
 
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
 STAGES = tuple(
-    f"{stage}_ms" for stage in WORK if stage not in ("infer", "copy_back")
+    f"{stage}_ms" for stage in WORK if stage not in ("infer", "train", "copy_back")
 )  # of the loader: named, not judged
 DISTURBED = 1.10  # times the reference's median of the quickest round
 NEGLIGIBLE = 0.05  # of the loader's thread time: a stage below is not looked at
@@ -301,17 +301,17 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
     """Take turns until every judged time could show a change of the margin, or the time is over."""
     with ExitStack() as stack:
         all_ = contestants(held, config)
-        device = str(pick_device(config.device))
-        flags = ("--engine", "none", "--device", device, "--data", ".")
-        environment = KEEP_FREED_MEMORY | threads_of(held, device)
+        device = pick_device(config.device)
+        flags = ("--engine", "none", "--device", str(device), "--data", ".")
+        environment = KEEP_FREED_MEMORY | threads_of(held, str(device))
         all_.append(Contestant("reference", flags, ("reference",), environment=environment))
         if config.against is not None:
             tree = stack.enter_context(checked_out(config.against))
             all_ += contestants(held, config, tree, BASE)
         begun, found = time.monotonic(), Interleaved()
         for found in interleave(
-            all_, videos=held["videos"], rounds=1000, round_s=config.round_s, with_scores=True
-        ):  # fmt: skip
+            all_, videos=held["videos"], rounds=1000, round_s=config.round_s, with_scores=True, device=device
+        ):
             passed = time.monotonic() - begun
             print(f"round {len(found.status)}: {passed:.0f} s, {found.turns()[-1]} turns each, {found.status[-1]}",
                   file=sys.stderr, flush=True)  # fmt: skip
@@ -332,7 +332,7 @@ def measure(held: dict[str, Any], config: Regress, before: Record | None) -> tup
                 break
     record = make_record(
         "regress", config.baseline.stem, figures=figures(found, held), samples=found.samples(),
-        device=pick_device(config.device),
+        device=device,
         settings={k: v for k, v in asdict(config).items() if v is not None},
         details={"held": held, "turns": found.turns(), "memory": found.memory, "facts": found.facts,
                  "data_digest": digest},

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from pipelines.annotations import flip_labels
 from pipelines.clip import ClipSpec
+from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
+from tdn_bench.account import Account, close
 from tdn_bench.checkpoint import (
     load_backbone,
     load_checkpoint,
@@ -73,6 +75,8 @@ class TrainResult:
     manifest: Manifest
     precision: str
     device: torch.device
+    ledger: Mapping[str, object]  # figures of this process's last epoch; none where a resumed run had nothing to do
+    threads: Sequence[Mapping[str, Any]]  # what each of its threads booked then
 
 
 def parameter_groups(
@@ -261,15 +265,21 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
     batch_size = recipe.batch_size // ranks.world_size
     writer = _scalar_writer(recipe.output) if ranks.is_first else None
     train_s = 0.0
+    account: Account | None = None
     scores: Scores | None = None
     with (
         ClipLoader(
-            manifest.split("train"), spec, batch_size, flipped_labels=flip_labels(manifest.classes), **shared
+            manifest.split("train"),
+            spec,
+            batch_size,
+            flipped_labels=flip_labels(manifest.classes),
+            ledger=Ledger(device),
+            **shared,
         ) as training,
         ClipLoader(manifest.split("validation"), spec, batch_size, **shared) as validation,
     ):
         for number in range(len(history), recipe.epochs):
-            epoch, seconds = _train_epoch(step, training, number, progress)
+            epoch, seconds, account = _train_epoch(step, training, number, progress)
             train_s += seconds
             training.bad_clips.join(_reasons(training, ranks))
             last = number + 1 == recipe.epochs
@@ -280,7 +290,7 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
             history.append(epoch)
             if not ranks.is_first:
                 continue
-            _report(epoch, recipe, writer, learning_rate(recipe, number))
+            _report(epoch, account, recipe, writer, learning_rate(recipe, number))
             _save(recipe, step, network, manifest, history)
         if scores is None:  # resumed after the last epoch
             scores = validate(classifier, validation, ranks, precision)
@@ -300,6 +310,8 @@ def _train(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         manifest,
         precision,
         device,
+        account.figures(len(training) * batch_size) if account else {},
+        account.threads if account else (),
     )
 
 
@@ -374,27 +386,34 @@ def _save(recipe: Recipe, step: TrainStep, network: SegmentNetwork, manifest: Ma
         save_checkpoint(network, recipe.output / "best.safetensors", notes)
 
 
-def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, float]:
-    """Return what the epoch did and its seconds."""
+def _train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, float, Account]:
+    """Return what the epoch did, its seconds, and where they went."""
     step.classifier.train()
     steps = len(loader)
     total = torch.zeros((), device=step.device)
-    clips, done, waited_before = 0, 0, loader.wait_s
-    start = time.perf_counter()
+    clips, done, waited_before, ledger = 0, 0, loader.wait_s, loader.ledger
+    ledger.start()
+    lane, start = ledger.lane(), time.perf_counter()
     with _progress(progress, f"epoch {number + 1}", steps) as advance:
         for batch in loader.epoch(number):
-            total += step(batch.frames, batch.labels, number + done / steps)
+            begun, what = time.perf_counter(), f"step {done}"
+            with ledger.on_device("train", what, wait=False):
+                total += step(batch.frames, batch.labels, number + done / steps)
             clips, done = clips + len(batch), done + 1
             # reading the loss waits for the device, so not at every step
             if (done % 20 == 0 or done == steps) and not torch.isfinite(total):
                 raise UserError(f"the loss became {total.item()} in epoch {number + 1}; try a smaller --lr")
-            elapsed = time.perf_counter() - start
+            now = time.perf_counter()
+            lane.add("train", begun, now, what)
+            elapsed = now - start
             advance(
                 f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data"
             )
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
     seconds = time.perf_counter() - start
-    return Epoch(number + 1, loss, clips / seconds, (loader.wait_s - waited_before) / seconds), seconds
+    ledger.stop()
+    epoch = Epoch(number + 1, loss, clips / seconds, (loader.wait_s - waited_before) / seconds)
+    return epoch, seconds, close(ledger)
 
 
 def validate(classifier: nn.Module, loader: ClipLoader, ranks: Ranks, precision: str) -> Scores:
@@ -414,11 +433,12 @@ def validate(classifier: nn.Module, loader: ClipLoader, ranks: Ranks, precision:
     )
 
 
-def _report(epoch: Epoch, recipe: Recipe, writer: SummaryWriter | None, lr: float) -> None:
+def _report(epoch: Epoch, account: Account, recipe: Recipe, writer: SummaryWriter | None, lr: float) -> None:
     accuracy = "" if epoch.top1 is None else f", top-1 {epoch.top1:.2f} %, top-5 {epoch.top5:.2f} %"
     print(
         f"{recipe.name}: epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.4f}, {epoch.clips_per_s:.1f} clips/s, "
-        f"{epoch.wait_share:.0%} waiting for data{accuracy}",
+        f"{epoch.wait_share:.0%} waiting for data, bottleneck {account.bottleneck} (busy "
+        f"{account.overlap_efficiency:.0%}){accuracy}",
         flush=True,
     )
     if writer is None:
@@ -469,6 +489,7 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "bad_clips": result.bad_clips,
         "stand_ins": result.stand_ins,
         "validation_bad_clips": result.validation_bad_clips,
+        **result.ledger,
     }
     samples = {
         "loss": [e.loss for e in result.epochs],
@@ -482,6 +503,7 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "confusion": result.scores.confusion().tolist(),
         "classes": list(result.manifest.classes),
         "bad_clips": result.bad_clip_reasons,
+        "ledger": result.threads,
     }
     return make_record(
         "train", recipe.name, figures=figures, samples=samples, settings=asdict(recipe), device=result.device,

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import tdn_bench.interleave as interleave_module
 from tdn_bench.errors import UserError
@@ -66,6 +67,39 @@ def test_each_round_has_new_processes(fake):
         with interleave_module.started([fake("A", 1)], 1) as (_, facts):
             pids.add(facts[0]["pid"])
     assert len(pids) == 2
+
+
+class Card:
+    """A GpuMonitor of a card that was slowed down, with `processes` on it."""
+
+    reasons, processes = 0.0, 2.0
+
+    def __init__(self, device):
+        assert device == torch.device("cuda:1")
+
+    def __enter__(self):
+        self.samples = {"throttle_reasons": [0.0, self.reasons], "compute_processes": [self.processes]}
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reasons", "processes", "says"),
+    [(0x20, 2, "the GPU was slowed down by its temperature or power supply"), (0, 3, "other processes used the GPU")],
+)
+def test_rounds_are_void_where_the_card_was_disturbed(fake, monkeypatch, reasons, processes, says):
+    monkeypatch.setattr(Card, "reasons", reasons)
+    monkeypatch.setattr(Card, "processes", processes)
+    monkeypatch.setattr(interleave_module, "GpuMonitor", Card)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    pair = [fake("A", 1), fake("B", 1)]
+    found = list(interleave(pair, videos=1, rounds=2, round_s=0, device="cuda:1"))[-1]
+    assert found.status == ["void", "void"]
+    assert found.worst == "void"
+    assert f"round 2: {says}" in found.reasons
+    assert found.samples()["gpu_compute_processes"] == [processes] * 2
 
 
 @pytest.mark.parametrize(("how", "says"), [("broken", "A: it fell over"), ("refuses", "A: no such engine")])

@@ -340,6 +340,26 @@ def test_work_on_a_gpu_is_timed_by_its_events(monkeypatch: pytest.MonkeyPatch, t
     assert {"cuda-loader_0", "cuda-MainThread"} <= {e["args"]["name"] for e in events if e["ph"] == "M"}
 
 
+def test_a_gpu_step_that_nobody_waits_for_is_booked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(module.torch, "cuda", gpu)
+    ledger = Ledger("cuda", trace=True)
+    for _ in range(2):  # two epochs: the first leaves nothing to the second
+        ledger.start()
+        gpu_s = 0.004
+        for number in range(3):
+            gpu.now_ms += 1  # idle
+            with ledger.on_device("train", f"step {number}", wait=False):
+                gpu.now_ms += 1000 * gpu_s
+        lane = ledger.device_lanes[0]
+        assert lane.seconds["train"] == 0
+        time.sleep(0.02)  # the fake's clock does not wait for ours
+        ledger.stop()
+        assert lane.seconds["train"] == pytest.approx(3 * gpu_s)
+        assert lane.spans is not None
+        assert [1000 * (start - ledger.since_s) for _, start, _, _ in lane.spans] == pytest.approx([1, 6, 11])
+
+
 def test_a_whole_run_reconciles_on_both_backends(
     small_checkpoint: Path, motion_data: Path, backend: str, tmp_path: Path
 ) -> None:

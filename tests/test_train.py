@@ -201,6 +201,13 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
     assert [e.epoch for e in whole.epochs] == [1, 2]
     assert len(whole.scores.ids) == 8
     assert all(e.top1 is not None and 0 <= e.wait_share <= 1 for e in whole.epochs)
+    figures = train_record(tiny(motion_data, tmp_path), whole).figures  # of the last epoch, a video
+    assert figures["ledger_unexplained_percent"] < 5
+    assert figures["bottleneck"] in ("decode", "train")
+    assert figures["ledger_infer_ms"] == 0
+    wall_ms = 1000 / whole.epochs[-1].clips_per_s
+    assert figures["ledger_train_ms"] + figures["ledger_idle_ms"] == pytest.approx(wall_ms, rel=0.05)
+    assert {row["thread"].partition("_")[0] for row in whole.threads} >= {"consumer", "loader"}
     files = {p.name.split(".")[0] for p in (tmp_path / "whole").iterdir()}
     assert {"best", "last", "events"} <= files
     assert read_metadata(whole.checkpoint)["classes"] == list(whole.manifest.classes)
@@ -223,6 +230,7 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
     assert torch.allclose(resumed.scores.logits, whole.scores.logits, atol=1e-3)
     assert capsys.readouterr().out.count("epoch 2/2") == 2
     again = train(replace(half, resume=True), progress=False)  # nothing left to do: validates only
+    assert not again.ledger
     assert torch.equal(again.scores.labels, resumed.scores.labels)
 
 
