@@ -30,7 +30,8 @@ class Machine:
         self.memory, self.wrong, self.status, self.digest = 1e9, 0, "stable", "d"
         self.base_factors = {}
 
-    def __call__(self, contestants, *, videos, rounds, round_s, with_scores):
+    def __call__(self, contestants, *, videos, rounds, round_s, with_scores, device):
+        assert str(device) == "cpu"
         generator = np.random.default_rng(self.seed)
         self.seed += 1
         found = Interleaved()
