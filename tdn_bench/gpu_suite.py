@@ -549,8 +549,7 @@ def train_data(run: Run) -> Outcome:
     last = result.epochs[-1]  # the first epochs warm up
     found = Outcome()
     found.expect(result.bad_clips == 0, f"{result.bad_clips} clips could not be used")
-    found.figures = {"clips_per_s": last.clips_per_s, "wait_share": last.wait_share, "loss": last.loss}
-    found.figures |= result.ledger
+    found.figures = {"clips_per_s": last.clips_per_s, "wait_share": last.wait_share, "loss": last.loss, **result.ledger}
     found.samples = {"clips_per_s": [e.clips_per_s for e in result.epochs]}
     title = f"training, {precision}, eager, DALI"
     found.rows = [Row(title, f"{last.clips_per_s:.1f} clips/s, {last.wait_share:.0%} waiting for data")]

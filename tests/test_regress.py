@@ -240,8 +240,8 @@ def test_outputs_say_the_same(gate, tmp_path, capsys):
 
 
 def test_a_real_baseline_and_a_real_check(tmp_path, small_checkpoint, motion_data, capsys, monkeypatch):
-    monkeypatch.setattr(regress, "MIN_ROUNDS", 1)
-    monkeypatch.setattr(regress, "interleave", partial(regress.interleave, min_turns=10))  # what an interval needs
+    monkeypatch.setattr(regress, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(regress, "interleave", partial(regress.interleave, min_turns=6))  # an interval needs ten in all
     baseline = tmp_path / "real.json"
     flags = ["--baseline", str(baseline), "--device", "cpu", "--max-seconds", "1", "--round-s", "1"]
     new = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--engines", "eager", "--videos", "8"]
