@@ -28,16 +28,16 @@ from torch import Tensor, nn
 
 from engines import ENGINES, QUANTISED, EngineSpec, create_engine, supported_precisions, why_unavailable
 from engines.base import FileEngine, engine_class
-from tdn_bench.cli import run_command
-from tdn_bench.complexity import measure
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import TOLERANCE, compare
 from tdn_bench.errors import UserError
-from tdn_bench.flags import pick_device
 from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.models.complexity import measure
 from tdn_bench.models.temporal_difference import TemporalConv
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.parity import TOLERANCE, compare
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 NUM_CLASSES, AUTHORS = 174, "authors"
 

@@ -29,14 +29,14 @@ import torch
 
 from pipelines.ledger import Lane
 from pipelines.synthetic import make_dataset
-from tdn_bench import turns
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.interleave import Contestant, Process, started
-from tdn_bench.record import make_record, write_record
-from tdn_bench.stats import Change, change
-from tdn_bench.timing import Watch
+from tdn_bench.measurement.interference import Watch
+from tdn_bench.measurement.statistics import Change, change
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
+from tdn_bench.regression import worker as turns
+from tdn_bench.regression.interleaving import Contestant, Process, started
 
 STAGES = ("decode", "augment", "infer")  # each takes a tenth of a video's time or more
 FIGURES = ("loader_ms", *(f"{stage}_ms" for stage in STAGES))

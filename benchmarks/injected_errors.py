@@ -24,14 +24,14 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan
-from tdn_bench.accuracy import AccuracyVerdict, compare_scores
-from tdn_bench.cli import run_command
-from tdn_bench.engine_parity import scores
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import EngineFlags, LoaderFlags, NetworkFlags
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.engine_parity import scores
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags
-from tdn_bench.record import make_record, write_record
-from tdn_bench.scores import Scores
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
+from tdn_bench.regression.accuracy import AccuracyVerdict, compare_scores
 
 BATCH, PIXELS_OFF = 16, 4
 judge = partial(compare_scores, precision="fp32")

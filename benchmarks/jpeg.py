@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from pipelines.jpeg import frame_files
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 Decode = Callable[[list[bytes]], list[np.ndarray]]  # all frames of a video, as DALI wants them
 

@@ -33,10 +33,10 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_training
 from pipelines.processes import cores
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(-1, 1, 1)

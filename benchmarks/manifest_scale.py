@@ -25,9 +25,9 @@ from pipelines.annotations import Sample
 from pipelines.clip import ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Video, VideoFile
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
-from tdn_bench.record import make_record, write_record
+from tdn_bench.cli.run import run_command
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 CLASSES = tuple(f"class {i}" for i in range(400))
 

@@ -30,12 +30,12 @@ from engines import create_engine
 from pipelines.ledger import Lane, Ledger
 from pipelines.loader import ClipLoader
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
-from tdn_bench.flags import pick_device
-from tdn_bench.record import make_record, write_record
-from tdn_bench.stats import percentile
-from tdn_bench.throughput import SYNTHETIC_DATA, Throughput, run_batches
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.measurement.statistics import percentile
+from tdn_bench.measurement.throughput import SYNTHETIC_DATA, Throughput, run_batches
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from temporal_conv import interleave
 from torch import Tensor, nn
 
-from tdn_bench.ablate import TABLES
-from tdn_bench.cli import run_command
-from tdn_bench.complexity import measure
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import known_variant, pick_device
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import known_variant, pick_device
 from tdn_bench.models import FrameClassifier, create_model
+from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
+from tdn_bench.training.ablation import TABLES
 
 NUM_CLASSES, BASELINE = 174, "tsn"
 Mode = Literal["eager_forward", "eager_train", "compiled_forward", "compiled_train"]

@@ -21,15 +21,15 @@ from engine_speed import make_frames, make_network
 from torch import Tensor, nn
 
 from engines import EngineSpec, create_engine
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import TOLERANCE, compare
 from tdn_bench.errors import UserError
-from tdn_bench.flags import pick_device
 from tdn_bench.models import FrameClassifier
 from tdn_bench.models.inference import rewrite
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
-from tdn_bench.parity import TOLERANCE, compare
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 FINAL = "one frame normalised"
 

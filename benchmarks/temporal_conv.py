@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import pick_device
 from tdn_bench.models import SegmentNetwork, create_model
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv, upsample_to
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 NUM_SEGMENTS, SIZE, NUM_CLASSES = 8, 224, 174
 STAGES = {"res3": (128, 28), "res4": (256, 14), "res5": (512, 7)}  # channels, height and width where most blocks are

@@ -26,9 +26,26 @@ COMMANDS = {
 }
 
 
+MOVED = {
+    "train": "training.loop",
+    "scores": "correctness.scores",
+    "throughput": "measurement.throughput",
+    "regress": "regression.gate",
+    "scenario": "loadgen.scenarios",
+    "report": "reporting.report",
+    "history": "reporting.history",
+    "transcode": "dataset_tools.transcoding",
+    "parity": "correctness.logits",
+    "complexity": "models.complexity",
+    "ablate": "training.ablation",
+    "gpu-suite": "gpu_checks.suite",
+    "list": "doctor",
+}
+
+
 def main() -> int:
     """Run a command; 2 for an unknown one."""
-    from tdn_bench.cli import run_command
+    from tdn_bench.cli.run import run_command
 
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -38,7 +55,7 @@ def main() -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module = import_module(f"tdn_bench.{'doctor' if name == 'list' else name.replace('-', '_')}")
+    module = import_module(f"tdn_bench.{MOVED.get(name, name.replace('-', '_'))}")
     return run_command(module.list_main if name == "list" else module.main, sys.argv[2:])
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from engines import ENGINES
 from pipelines.processes import cores
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.child import Command
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import pick_device
-from tdn_bench.processes import Command
 from tdn_bench.recipes import demo as demo_recipe
-from tdn_bench.record import utc_now
-from tdn_bench.report import write_report
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import utc_now
+from tdn_bench.reporting.report import write_report
 
 
 @dataclass(frozen=True)

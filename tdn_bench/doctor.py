@@ -15,14 +15,14 @@ import tyro
 from engines import ENGINES, supported_precisions, why_unavailable
 from pipelines.annotations import SPLITS
 from pipelines.manifest import Manifest
-from tdn_bench.ablate import TABLES
-from tdn_bench.cli import run_command
-from tdn_bench.environment import describe_machine, versions
+from tdn_bench.cli.flags import pick_device
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import pick_device
 from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.prepare import Source, SourceFlags, print_counts, print_files, print_summary
 from tdn_bench.recipes import RECIPES
+from tdn_bench.records.environment import describe_machine, versions
+from tdn_bench.training.ablation import TABLES
 
 EXIT_FINDINGS = 1
 
@@ -90,8 +90,8 @@ def machine_page(device: torch.device) -> None:
 
 def data_page(config: Doctor, device: torch.device) -> bool:
     """Say what is wrong with a data set and what loading it costs; True where nothing must be acted on."""
-    from tdn_bench.data_advice import advise, conclusions, print_advice
-    from tdn_bench.data_doctor import NOTES, examine, only_in_reference, unlisted
+    from tdn_bench.dataset_tools.audit import NOTES, examine, only_in_reference, unlisted
+    from tdn_bench.dataset_tools.loading_cost import advise, conclusions, print_advice
 
     manifest = open_manifest(config)
     reference = Manifest.open(config.reference) if config.reference is not None else None

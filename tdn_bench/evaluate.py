@@ -13,11 +13,11 @@ from torch import Tensor
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import Scores, check_target, print_per_class
 from tdn_bench.errors import UserError
-from tdn_bench.flags import LoaderFlags, NetworkFlags, pick_device
-from tdn_bench.record import Record, check_folder, make_record, write_record
-from tdn_bench.scores import Scores, check_target, print_per_class
+from tdn_bench.records.record import Record, check_folder, make_record, write_record
 
 # The paper's: clips, crops, size in pixels (None: the checkpoint's).
 PROTOCOLS: dict[str, tuple[int, Literal[1, 3], int | None]] = {"one-clip": (1, 1, None), "thirty-view": (10, 3, 256)}

@@ -15,9 +15,9 @@ import tyro
 
 from pipelines.annotations import NEEDED_SPLITS, NUM_SPLITS, SPLITS, write_list
 from pipelines.manifest import OK, Manifest, Videos
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import DataFlags, DatasetName
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import DataFlags, DatasetName
 
 Source = Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51", "lists"]
 LISTED, LISTED_OF_A_KIND = 20, 5  # bad files named without --all

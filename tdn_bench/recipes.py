@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tdn_bench.flags import LoaderFlags
+from tdn_bench.cli.flags import LoaderFlags
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

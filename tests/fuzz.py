@@ -31,9 +31,9 @@ from pipelines.errors import BadClip
 from pipelines.loader import BadClipPolicy, ClipLoader, Decoder, create_decoder
 from pipelines.manifest import OK, Video, VideoFile, Videos, scan_file
 from pipelines.plan import ClipPlan, plan_evaluation
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
-from tdn_bench.record import make_record, write_record
+from tdn_bench.cli.run import run_command
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import make_record, write_record
 
 SPEC = ClipSpec(num_segments=8, size=64)
 HANG_S = 600  # a run without an answer for so long has hung; the stack is printed and the process ends

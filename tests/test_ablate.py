@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdn_bench import ablate
-from tdn_bench.ablate import TABLES, Ablate, Table, find_record, main, plan_runs, tabulate
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models.variants import VARIANTS
 from tdn_bench.recipes import demo
-from tdn_bench.record import Record, make_record, write_record
+from tdn_bench.records.record import Record, make_record, write_record
+from tdn_bench.training import ablation as ablate
+from tdn_bench.training.ablation import TABLES, Ablate, Table, find_record, main, plan_runs, tabulate
 
 CONFIG = Ablate(table="table1e", seeds=(0, 7))
 

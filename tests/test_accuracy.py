@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, norm
 
-from tdn_bench.accuracy import compare_scores, detectable_loss, mcnemar, paired_interval
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.scores import Scores
+from tdn_bench.regression.accuracy import compare_scores, detectable_loss, mcnemar, paired_interval
 
 
 def make(videos: int = 40, views: int = 1, classes: int = 5) -> Scores:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tdn_bench.__main__ import COMMANDS
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.doctor import main as doctor
 
 
@@ -50,7 +50,7 @@ def test_doctor_lists_every_engine(capsys):
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
-    talk = "import sys; from tdn_bench.cli import run_command; "
+    talk = "import sys; from tdn_bench.cli.run import run_command; "
     talk += "sys.exit(run_command(lambda argv: [print('x' * 99) for _ in range(10**5)]))"
     process = subprocess.Popen([sys.executable, "-c", talk], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

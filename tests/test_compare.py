@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import tdn_bench.compare as compare_module
-from tdn_bench.compare import compare, parse, sides
+import tdn_bench.regression.comparison as compare_module
+from tdn_bench.cli.flags import as_flags
 from tdn_bench.errors import UserError
-from tdn_bench.flags import as_flags
-from tdn_bench.interleave import Interleaved
-from tdn_bench.throughput import Throughput
+from tdn_bench.measurement.throughput import Throughput
+from tdn_bench.regression.comparison import compare, parse, sides
+from tdn_bench.regression.interleaving import Interleaved
 
 
 def test_a_side_is_fields_and_a_commit():

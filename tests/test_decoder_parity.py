@@ -22,9 +22,9 @@ from pipelines.loader import create_decoder
 from pipelines.manifest import OK, Video, as_video
 from pipelines.odd_clips import CASES, OddClip, make_odd_clips, skipped_cases
 from pipelines.plan import ClipPlan
-from tdn_bench import decoder_parity
-from tdn_bench.cli import run_command
-from tdn_bench.decoder_parity import (
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness import decoder_parity
+from tdn_bench.correctness.decoder_parity import (
     SPEC,
     Case,
     Returned,
@@ -34,8 +34,8 @@ from tdn_bench.decoder_parity import (
     open_decoders,
     psnr_db,
 )
-from tdn_bench.parity import main
-from tdn_bench.scores import Scores
+from tdn_bench.correctness.logits import main
+from tdn_bench.correctness.scores import Scores
 
 CPU = torch.device("cpu")
 

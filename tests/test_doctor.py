@@ -17,12 +17,12 @@ from conftest import has_encoder, numbered_frames, write_video
 
 from pipelines.annotations import VIDEO_FOLDER, read_lists, read_something_something
 from pipelines.manifest import Manifest, Videos, as_video, build_manifest
-from tdn_bench.cli import run_command
-from tdn_bench.data_advice import Advice, GroupAdvice, Trial, advise, conclusions, sample_groups
-from tdn_bench.data_doctor import _duplicates, unlisted
+from tdn_bench.cli.run import run_command
+from tdn_bench.dataset_tools.audit import _duplicates, unlisted
+from tdn_bench.dataset_tools.loading_cost import Advice, GroupAdvice, Trial, advise, conclusions, sample_groups
+from tdn_bench.dataset_tools.transcoding import Encoding
 from tdn_bench.doctor import main
 from tdn_bench.prepare import main as prepare_main
-from tdn_bench.transcode import Encoding
 
 Doctor = Callable[..., tuple[object, dict]]
 

@@ -9,10 +9,10 @@ import torch
 from test_inference import make, make_frames
 
 from engines import EngineSpec, create_engine
-from tdn_bench import engine_parity
-from tdn_bench.cli import run_command
-from tdn_bench.engine_parity import Probe, layer_names, per_layer
-from tdn_bench.parity import main
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness import engine_parity
+from tdn_bench.correctness.engine_parity import Probe, layer_names, per_layer
+from tdn_bench.correctness.logits import main
 
 
 def flags(data: Path, checkpoint: Path, *more: str) -> list[str]:

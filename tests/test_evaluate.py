@@ -13,12 +13,12 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.cpu import PyAVDecoder
 from pipelines.manifest import Manifest, Video, as_video
 from pipelines.plan import plan_evaluation
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import DataFlags
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import Evaluate, main, score
-from tdn_bench.flags import DataFlags
-from tdn_bench.record import read_record
-from tdn_bench.scores import load_scores
+from tdn_bench.records.record import read_record
 
 
 def batch_of(numbers, ids):

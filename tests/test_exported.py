@@ -11,7 +11,7 @@ from torch import Tensor
 from engines import EngineError, EngineSpec, create_engine, supported_precisions, why_unavailable
 from pipelines.clip import ClipSpec
 from pipelines.loader import ClipLoader
-from tdn_bench.flags import DataFlags
+from tdn_bench.cli.flags import DataFlags
 from tdn_bench.models.variants import VARIANTS
 
 SIZE = 64

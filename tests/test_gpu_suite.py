@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipelines.errors import BadClip
-from tdn_bench import gpu_suite
-from tdn_bench.gpu_suite import (
+from tdn_bench.gpu_checks import suite as gpu_suite
+from tdn_bench.gpu_checks.suite import (
     CODECS,
     STEPS,
     Outcome,
@@ -20,7 +20,7 @@ from tdn_bench.gpu_suite import (
     table,
     write_numbered,
 )
-from tdn_bench.record import read_record
+from tdn_bench.records.record import read_record
 
 CPU = torch.device("cpu")
 

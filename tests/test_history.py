@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from tdn_bench.cli import run_command
-from tdn_bench.history import commit_order, lines_of, main, plot
-from tdn_bench.record import make_record, write_record
+from tdn_bench.cli.run import run_command
+from tdn_bench.records.record import make_record, write_record
+from tdn_bench.reporting.history import commit_order, lines_of, main, plot
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import tdn_bench.interleave as interleave_module
+import tdn_bench.regression.interleaving as interleave_module
 from tdn_bench.errors import UserError
-from tdn_bench.interleave import Contestant, Process, checked_out, interleave
+from tdn_bench.regression.interleaving import Contestant, Process, checked_out, interleave
 
 FAKE = """
 import os, sys, time

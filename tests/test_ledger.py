@@ -23,8 +23,8 @@ from pipelines.ledger import IDLE, OFF, WORK, Lane, Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Video, VideoFile, Videos
 from pipelines.plan import ClipPlan
-from tdn_bench.account import Account, close, write_trace
-from tdn_bench.throughput import Throughput, measure, run_batches
+from tdn_bench.measurement.throughput import Throughput, measure, run_batches
+from tdn_bench.measurement.time_breakdown import Account, close, write_trace
 
 SPEC = ClipSpec(num_segments=2, size=16)
 
@@ -252,7 +252,7 @@ def test_a_trace_keeps_no_more_than_its_share_of_memory_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "MAX_SPANS", 5)
-    monkeypatch.setattr("tdn_bench.account.MAX_SPANS", 5)
+    monkeypatch.setattr("tdn_bench.measurement.time_breakdown.MAX_SPANS", 5)
     ledger = Ledger(trace=True)
     ledger.start()
     for i in range(9):

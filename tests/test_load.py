@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from tdn_bench.load import (
+from tdn_bench.loadgen.driver import (
     Goal,
     Pipeline,
     Schedule,
@@ -23,7 +23,7 @@ from tdn_bench.load import (
     search,
     share_interval,
 )
-from tdn_bench.stats import percentile, samples_for_percentile
+from tdn_bench.measurement.statistics import percentile, samples_for_percentile
 
 
 class Slow:

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from tdn_bench.parity import TOLERANCE, EngineMismatch, check_engine, compare, rank_correlation
+from tdn_bench.correctness.logits import TOLERANCE, EngineMismatch, check_engine, compare, rank_correlation
 
 CLASSES = 12
 

@@ -12,7 +12,7 @@ from conftest import flat_frames, numbered_frames, write_video
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.manifest import Manifest, scan_file
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.prepare import kind_of, main
 
 

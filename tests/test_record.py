@@ -13,12 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from tdn_bench.cli import run_command
-from tdn_bench.environment import commit, describe_machine, versions
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.record import SCHEMA_VERSION, STATUSES, Record, latest_records, make_record, read_record, write_record
-from tdn_bench.report import main as report_main
-from tdn_bench.report import write_report
+from tdn_bench.records.environment import commit, describe_machine, versions
+from tdn_bench.records.record import (
+    SCHEMA_VERSION,
+    STATUSES,
+    Record,
+    latest_records,
+    make_record,
+    read_record,
+    write_record,
+)
+from tdn_bench.reporting.report import main as report_main
+from tdn_bench.reporting.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,7 +154,7 @@ def test_status_and_older_versions(tmp_path):
 
 @pytest.fixture(scope="module")
 def schema():
-    content = json.loads((ROOT / "tdn_bench" / "record.schema.json").read_text())
+    content = json.loads((ROOT / "tdn_bench" / "records" / "record.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(content)
     return jsonschema.Draft202012Validator(content)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import tdn_bench.regress as regress
-from tdn_bench.cli import run_command
-from tdn_bench.interleave import Interleaved
-from tdn_bench.record import read_record
-from tdn_bench.scores import Scores
+import tdn_bench.regression.gate as regress
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import Scores
+from tdn_bench.records.record import read_record
+from tdn_bench.regression.interleaving import Interleaved
 
 STAGES = {"open_ms": 0.1, "decode_ms": 4.0, "augment_ms": 2.0, "plan_ms": 0.01}
 TIMES = {

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from tdn_bench.cli import run_command
-from tdn_bench.record import read_record
-from tdn_bench.scenario import main
+from tdn_bench.cli.run import run_command
+from tdn_bench.loadgen.scenarios import main
+from tdn_bench.records.record import read_record
 
 QUICK = ["--seconds", "0", "--max-seconds", "1", "--warmup-seconds", "0", "--warmup-batches", "0", "--workers", "2"]
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import Scores, check_target, ensemble, load_scores, main
 from tdn_bench.errors import UserError
-from tdn_bench.record import read_record
-from tdn_bench.scores import Scores, check_target, ensemble, load_scores, main
+from tdn_bench.records.record import read_record
 
 
 def random_scores(videos: int, views: int, classes: int, seed: int, unknown: bool = False) -> Scores:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, lognorm
 
-from tdn_bench.stats import Change, Interval, TooFewSamples, change, percentile, samples_for_percentile
+from tdn_bench.measurement.statistics import Change, Interval, TooFewSamples, change, percentile, samples_for_percentile
 
 
 @pytest.mark.parametrize(("q", "wanted"), [(50, 6), (90, 36), (99, 368), (10, 36)])

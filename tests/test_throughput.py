@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import tdn_bench.throughput as throughput
-from tdn_bench.cli import run_command
-from tdn_bench.parity import EngineMismatch, check_engine, compare
-from tdn_bench.record import read_record
-from tdn_bench.throughput import Throughput, Timings, figures, main, measure, summary
+import tdn_bench.measurement.throughput as throughput
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import EngineMismatch, check_engine, compare
+from tdn_bench.measurement.throughput import Throughput, Timings, figures, main, measure, summary
+from tdn_bench.records.record import read_record
 
 
 def test_figures_from_raw_timings():

@@ -17,15 +17,15 @@ from torch import nn
 
 from pipelines.errors import DataError
 from pipelines.plan import epoch_order
-from tdn_bench import train as module
 from tdn_bench.checkpoint import CheckpointError, read_metadata, read_training_state, save_checkpoint
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import DataFlags
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import DataFlags
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.recipes import RECIPES, demo, hmdb51, kinetics400, sthv1, sthv2, ucf101
-from tdn_bench.record import read_record
-from tdn_bench.train import (
+from tdn_bench.records.record import read_record
+from tdn_bench.training import loop as module
+from tdn_bench.training.loop import (
     TrainStep,
     learning_rate,
     main,
@@ -214,7 +214,7 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
 
     # the same run, cut after its first epoch: a schedule of two epochs, of which one is done
     half = tiny(motion_data, tmp_path / "half")
-    import tdn_bench.train as module
+    import tdn_bench.training.loop as module
 
     def stop(step, loader, number, progress, original=module._train_epoch):
         if number == 1:

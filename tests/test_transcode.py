@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pipelines.annotations import read_something_something
 from pipelines.errors import DataError
 from pipelines.manifest import OK, scan_file
-from tdn_bench import transcode as module
+from tdn_bench.dataset_tools import transcoding as module
+from tdn_bench.dataset_tools.transcoding import STAMP, Encoding, main, transcode_file
 from tdn_bench.errors import UserError
-from tdn_bench.transcode import STAMP, Encoding, main, transcode_file
 
 CODECS = ("h264", "vp9")
 SIDES = st.integers(16, 5000)

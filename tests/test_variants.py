@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from engines import EngineSpec, create_engine
 from tdn_bench.checkpoint import CheckpointError, load_backbone, load_checkpoint, load_imagenet, save_checkpoint
-from tdn_bench.cli import run_command
-from tdn_bench.complexity import main as complexity_main
-from tdn_bench.complexity import measure, published_gmacs
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model, find_variant, list_models
+from tdn_bench.models.complexity import main as complexity_main
+from tdn_bench.models.complexity import measure, published_gmacs
 from tdn_bench.models.resnet import Bottleneck
 from tdn_bench.models.temporal_difference import TemporalConv
 from tdn_bench.models.temporal_modules import GroupedSpatioTemporal, InflatedConvBN, ShiftedConvBN
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.published import PUBLISHED
+from tdn_bench.records.published import PUBLISHED
 
 SMALL = [f"{variant}_resnet_small" for variant in VARIANTS]
 # Those that differ in more than an option; options are compared with slow formulations in test_temporal_modules.py.

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdn_bench import turns
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.gpu_monitor import GpuMonitor
-from tdn_bench.scores import Scores
-from tdn_bench.timing import Watch
+from tdn_bench.measurement.gpu_monitor import GpuMonitor
+from tdn_bench.measurement.interference import Watch
+from tdn_bench.regression import worker as turns
 
 # That a verdict needs. Of R rounds the bootstrap draws one R times in R^(R-1): of three in 9, of six in 7,776, which is
 # beyond what any interval here looks at.
 MIN_ROUNDS = 6
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[2]
 Times = dict[str, list[list[float]]]  # figure → round → turn
 
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.record import make_record, write_record
+from tdn_bench.records.record import make_record, write_record
 
 FORMAT = "tdn_bench scores 1"
 

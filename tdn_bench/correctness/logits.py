@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from engines import EngineSpec
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
 
 # Largest difference of a logit, as a share of the logits' standard deviation. Float32 differs by the order of
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare all of a kind. Ends with SystemExit(1) where one does not what the others do."""
     import tyro
 
-    from tdn_bench import decoder_parity, engine_parity
+    from tdn_bench.correctness import decoder_parity, engine_parity
 
     kinds: dict[str, Callable[..., Any]] = {"decoders": decoder_parity.Decoders, "engines": engine_parity.Engines}
     config = tyro.extras.subcommand_cli_from_dict(kinds, args=argv, prog="tdn-bench parity")

@@ -17,12 +17,12 @@ import tyro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import create_model, find_variant
 from tdn_bench.models.network import MIN_SIZE
 from tdn_bench.models.variants import BACKBONES, VARIANTS
-from tdn_bench.published import Published, published_for
+from tdn_bench.records.published import Published, published_for
 
 _aten = torch.ops.aten
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from pipelines.manifest import Manifest
-from tdn_bench.environment import commit, describe_machine, versions
 from tdn_bench.errors import UserError
+from tdn_bench.records.environment import commit, describe_machine, versions
 
 SCHEMA_VERSION = 2
 STATUSES = ("stable", "unstable", "void", "unwatched")

@@ -20,14 +20,14 @@ from engines.base import copy_network
 from engines.quantize import calibrate, quantisable, simulated
 from pipelines.clip import ClipBatch
 from pipelines.loader import ClipLoader
+from tdn_bench.cli.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.correctness.logits import TOLERANCE, Agreement, compare, plain
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.models.network import FrameClassifier
 from tdn_bench.models.resnet import Bottleneck, ConvBN
 from tdn_bench.models.temporal_difference import LongTermDifference, TemporalConv
-from tdn_bench.parity import TOLERANCE, Agreement, compare, plain
-from tdn_bench.record import check_folder, make_record, write_record
-from tdn_bench.scores import Scores
+from tdn_bench.records.record import check_folder, make_record, write_record
 
 SAMPLES = 4096  # values of a layer's output that are compared, a clip
 COSTLY = 4  # a layer that makes so many times its even share of the squared error is named to be kept

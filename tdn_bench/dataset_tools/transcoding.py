@@ -27,7 +27,7 @@ from pipelines.cpu import decode_strictly
 from pipelines.errors import DataError
 from pipelines.manifest import OK, VideoFile, scan_file, video_packets
 from pipelines.processes import cores, map_in_processes
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
 
 if TYPE_CHECKING:

@@ -48,18 +48,18 @@ from pipelines.plan import ClipPlan
 from pipelines.processes import cores
 from pipelines.sampling import random_frame_indices
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name, versions
+from tdn_bench.cli.flags import NetworkFlags, pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import check_engine, plain
 from tdn_bench.errors import UserError
-from tdn_bench.flags import NetworkFlags, pick_device
+from tdn_bench.measurement.throughput import Throughput, measure
 from tdn_bench.models import FrameClassifier
 from tdn_bench.models.gate_kernel import why_no_kernel
 from tdn_bench.models.temporal_difference import use_gate_kernel
-from tdn_bench.parity import check_engine, plain
 from tdn_bench.recipes import Precision, Recipe
-from tdn_bench.record import Record, latest_records, make_record, utc_now, write_record
-from tdn_bench.throughput import Throughput, measure
-from tdn_bench.train import TrainStep, train
+from tdn_bench.records.environment import machine_name, versions
+from tdn_bench.records.record import Record, latest_records, make_record, utc_now, write_record
+from tdn_bench.training.loop import TrainStep, train
 
 KIND = "gpu_suite"
 NUM_CLASSES = 174  # Something-Something V2's
@@ -213,7 +213,7 @@ class Outcome:
 
 def code_digest() -> str:
     """sha256 over the project's Python files: tells changed code apart where git cannot."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     paths = sorted(p for package in ("engines", "pipelines", "tdn_bench") for p in (root / package).rglob("*.py"))
     h = hashlib.sha256()
     for path in paths:
@@ -422,7 +422,7 @@ def odd_clips(run: Run) -> Outcome:
     """Awkward clips whose frames carry their number, by every decoder: one may refuse a clip, none may return a wrong
     frame."""
     from pipelines.odd_clips import make_odd_clips
-    from tdn_bench.decoder_parity import SPEC, check_video, open_decoders
+    from tdn_bench.correctness.decoder_parity import SPEC, check_video, open_decoders
 
     found = Outcome()
     verdicts: dict[str, Counter[str]] = {}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.record import Record, read_record
+from tdn_bench.records.record import Record, read_record
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,18 @@ from pipelines.errors import BadClip
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import OK, Manifest
-from tdn_bench import load as loads
-from tdn_bench.account import MOST_UNEXPLAINED_PERCENT, close, save_trace
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import Agreement
 from tdn_bench.errors import UserError
-from tdn_bench.gpu_monitor import GpuMonitor
-from tdn_bench.load import Goal, Pipeline, Schedule, Trial
-from tdn_bench.parity import Agreement
-from tdn_bench.record import Record, make_record, write_record
-from tdn_bench.stats import Interval, TooFewSamples, percentile, samples_for_percentile
-from tdn_bench.throughput import Throughput, checked_engine, measure, resolve
-from tdn_bench.timing import Watch
+from tdn_bench.loadgen import driver as loads
+from tdn_bench.loadgen.driver import Goal, Pipeline, Schedule, Trial
+from tdn_bench.measurement.gpu_monitor import GpuMonitor
+from tdn_bench.measurement.interference import Watch
+from tdn_bench.measurement.statistics import Interval, TooFewSamples, percentile, samples_for_percentile
+from tdn_bench.measurement.throughput import Throughput, checked_engine, measure, resolve
+from tdn_bench.measurement.time_breakdown import MOST_UNEXPLAINED_PERCENT, close, save_trace
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import Record, make_record, write_record
 
 BOUND_MEDIANS = 5  # the default bound of Server, in medians of SingleStream's latency
 

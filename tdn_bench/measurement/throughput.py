@@ -26,17 +26,17 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.ledger import IDLE, WORK, Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
-from tdn_bench.account import close, save_trace
-from tdn_bench.cli import run_command
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.logits import Agreement, check_engine, plain
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.flags import EngineFlags, LoaderFlags, NetworkFlags, pick_device
-from tdn_bench.gpu_monitor import GpuMonitor
-from tdn_bench.parity import Agreement, check_engine, plain
-from tdn_bench.record import Record, check_folder, make_record, write_record
-from tdn_bench.scores import Scores
-from tdn_bench.stats import TooFewSamples, percentile, samples_for_percentile
-from tdn_bench.timing import MIN_BATCHES, MIN_SECONDS, Watch, half_width, warm_up
+from tdn_bench.measurement.gpu_monitor import GpuMonitor
+from tdn_bench.measurement.interference import MIN_BATCHES, MIN_SECONDS, Watch, half_width, warm_up
+from tdn_bench.measurement.statistics import TooFewSamples, percentile, samples_for_percentile
+from tdn_bench.measurement.time_breakdown import close, save_trace
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.record import Record, check_folder, make_record, write_record
 
 REAL_TIME_FRAMES_PER_S = 25
 SYNTHETIC_DATA = Path("runs/synthetic")
@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = tyro.cli(Throughput, args=argv, prog="tdn-bench throughput")
     if config.compare is not None:
-        from tdn_bench.compare import compare
+        from tdn_bench.regression.comparison import compare
 
         record = compare(config)
     else:

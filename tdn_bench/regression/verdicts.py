@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from tdn_bench.report import markdown_table
+from tdn_bench.reporting.report import markdown_table
 
 OK, REGRESSION, CANNOT_TELL = 0, 1, 3  # exit statuses; 2 is for what cannot run
 FAILS = ("regression", "worse")

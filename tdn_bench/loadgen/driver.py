@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats as distributions
 
 from pipelines.ledger import IDLE, OFF, Ledger
-from tdn_bench.stats import Interval
+from tdn_bench.measurement.statistics import Interval
 
 HOPELESS = 10  # a trial is lost where the oldest query has waited for this many bounds
 # A trial is void where the generator's p99 lateness is more than this share of the bound. Latencies count lateness, so

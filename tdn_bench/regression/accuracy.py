@@ -13,10 +13,10 @@ from scipy.optimize import brentq
 from scipy.stats import binom, norm
 from torch import Tensor
 
+from tdn_bench.correctness.logits import TOLERANCE, deviation
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.parity import TOLERANCE, deviation
-from tdn_bench.scores import Scores
-from tdn_bench.stats import Interval
+from tdn_bench.measurement.statistics import Interval
 
 POWER = 0.9
 

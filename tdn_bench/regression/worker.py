@@ -74,7 +74,7 @@ class Contestant:
         import tyro
 
         from pipelines.loader import ClipLoader
-        from tdn_bench.throughput import Throughput, resolve
+        from tdn_bench.measurement.throughput import Throughput, resolve
 
         config = resolve(tyro.cli(Throughput, args=flags))
         self.device = torch.device(config.device)
@@ -112,7 +112,7 @@ class Contestant:
 
     def _engine(self, config: Any, manifest: Any, spec: Any) -> None:
         from engines import create_engine
-        from tdn_bench.parity import check_engine, plain
+        from tdn_bench.correctness.logits import check_engine, plain
 
         classifier = config.build(len(manifest.classes), self.device)
         engine_spec = config.engine_spec(spec.shape, config.batch_size, config.precision, str(self.device))
@@ -137,7 +137,7 @@ class Contestant:
 
     def _train(self, config: Any, num_classes: int) -> None:
         from tdn_bench.recipes import Recipe
-        from tdn_bench.train import TrainStep, resolve_precision
+        from tdn_bench.training.loop import TrainStep, resolve_precision
 
         classifier = config.build(num_classes, self.device).train()
         step = TrainStep(classifier, Recipe(lr=1e-6), resolve_precision("auto", self.device), self.device)

@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from tdn_bench.cli.flags import as_flags, pick_device
 from tdn_bench.errors import UserError
-from tdn_bench.flags import as_flags, pick_device
-from tdn_bench.interleave import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
-from tdn_bench.record import Record, make_record
-from tdn_bench.stats import Change, change
+from tdn_bench.measurement.statistics import Change, change
+from tdn_bench.records.record import Record, make_record
+from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
 
 if TYPE_CHECKING:
-    from tdn_bench.throughput import Throughput
+    from tdn_bench.measurement.throughput import Throughput
 
 ROUND_S = 4.0  # of turns, before both start anew in fresh processes
 TITLES = {"path_ms": "file to label", "loader_ms": "loader alone", "infer_ms": "engine alone"}
@@ -77,7 +77,7 @@ def compare(config: Throughput, videos: int = 32) -> Record:
     """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (± 1 % without it), for
     six rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
     assert config.compare is not None
-    from tdn_bench.throughput import resolve
+    from tdn_bench.measurement.throughput import resolve
 
     names, wanted = config.compare, 0.01 if config.interval is None else config.interval
     # renders missing videos here, once; what depends on a side's own flags is left to it

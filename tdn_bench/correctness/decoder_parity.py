@@ -28,10 +28,10 @@ from pipelines.odd_clips import OddClip, make_odd_clips, read_numbers, skipped_c
 from pipelines.plan import ClipPlan, center_crop, plan_evaluation, plan_training, three_windows
 from pipelines.processes import cores
 from pipelines.sampling import random_frame_indices
+from tdn_bench.cli.flags import DataFlags, NetworkFlags, pick_device
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
-from tdn_bench.record import check_folder, make_record, write_record
-from tdn_bench.scores import Scores
+from tdn_bench.records.record import check_folder, make_record, write_record
 
 if TYPE_CHECKING:
     from av import VideoFrame

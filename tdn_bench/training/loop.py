@@ -23,7 +23,6 @@ from pipelines.clip import ClipSpec
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
-from tdn_bench.account import Account, close
 from tdn_bench.checkpoint import (
     load_backbone,
     load_checkpoint,
@@ -32,14 +31,15 @@ from tdn_bench.checkpoint import (
     save_checkpoint,
     write_training_state,
 )
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import known_variant, pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import score
-from tdn_bench.flags import known_variant, pick_device
+from tdn_bench.measurement.time_breakdown import Account, close
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import RECIPES, Recipe
-from tdn_bench.record import Record, check_folder, make_record, write_record
-from tdn_bench.scores import Scores
+from tdn_bench.records.record import Record, check_folder, make_record, write_record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -23,8 +23,8 @@ from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import JPEG_FRAMES, OK, Manifest, Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.processes import cores
+from tdn_bench.dataset_tools.transcoding import Encoding, Transcoded, transcode_file
 from tdn_bench.errors import UserError
-from tdn_bench.transcode import Encoding, Transcoded, transcode_file
 
 SPEC = ClipSpec()
 GROUPS, CLIPS, TRIAL_CLIPS, ROUNDS = 6, 8, 3, 3  # sampled at most; every clip is measured in each round

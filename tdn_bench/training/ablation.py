@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.processes import cores
-from tdn_bench.cli import run_command
-from tdn_bench.complexity import measure
-from tdn_bench.environment import machine_name
+from tdn_bench.cli.child import Command
+from tdn_bench.cli.flags import known_variant, pick_device
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.flags import known_variant, pick_device
+from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.processes import Command
-from tdn_bench.published import PUBLISHED
 from tdn_bench.recipes import RECIPES, Recipe
-from tdn_bench.record import Record, check_folder, make_record, read_record, write_record
-from tdn_bench.report import markdown_table
+from tdn_bench.records.environment import machine_name
+from tdn_bench.records.published import PUBLISHED
+from tdn_bench.records.record import Record, check_folder, make_record, read_record, write_record
+from tdn_bench.reporting.report import markdown_table
 
 
 @dataclass(frozen=True)

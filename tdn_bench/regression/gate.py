@@ -23,16 +23,16 @@ from engines import default_precision, supported_precisions, why_unavailable
 from pipelines.ledger import WORK
 from pipelines.manifest import checksum
 from pipelines.synthetic import make_dataset
-from tdn_bench.accuracy import compare_scores
-from tdn_bench.cli import run_command
+from tdn_bench.cli.flags import DataFlags, NetworkFlags, pick_device
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
-from tdn_bench.flags import DataFlags, NetworkFlags, pick_device
-from tdn_bench.interleave import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
-from tdn_bench.record import Record, make_record, read_record, to_json, utc_now
-from tdn_bench.scores import load_scores
-from tdn_bench.stats import Change, Rounds, change
-from tdn_bench.turns import Reference
-from tdn_bench.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table, to_junit, to_markdown
+from tdn_bench.measurement.statistics import Change, Rounds, change
+from tdn_bench.records.record import Record, make_record, read_record, to_json, utc_now
+from tdn_bench.regression.accuracy import compare_scores
+from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
+from tdn_bench.regression.verdicts import FAILS, OK, REGRESSION, Check, exit_status, table, to_junit, to_markdown
+from tdn_bench.regression.worker import Reference
 
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
 STAGES = tuple(

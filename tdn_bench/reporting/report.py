@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.published import PUBLISHED
-from tdn_bench.record import Record, latest_records
+from tdn_bench.records.published import PUBLISHED
+from tdn_bench.records.record import Record, latest_records
 
 # Stages of the ledger, with those that are the loader's; in older records "read" covers open and demux.
 LOADING = ("plan", "open", "read", "demux", "decode", "augment", "copy")
