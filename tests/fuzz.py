@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from conftest import SHARED, write_video
-from damage import Damaged, make_damaged
+from support.damage import Damaged, make_damaged
+from support.paths import SHARED
+from support.videos import write_video
 from torch import Tensor
 
 from pipelines.annotations import Sample

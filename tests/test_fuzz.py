@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
-from damage import FILE_KINDS, FOLDER_KINDS, Damaged
 from fuzz import Verdict, fuzz, judge, made_sources, shared_sources
+from support.damage import FILE_KINDS, FOLDER_KINDS, Damaged
+from support.paths import SHARED
 
 from pipelines.errors import BadClip
 

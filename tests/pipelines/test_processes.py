@@ -1,0 +1,57 @@
+"""Work in other processes: in order, and ended by Ctrl-C without a word from them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+from pipelines.processes import map_in_processes
+
+
+@pytest.mark.parametrize(("workers", "chunksize"), [(1, 1), (2, 1), (2, 7)])
+def test_results_come_in_order(workers: int, chunksize: int) -> None:
+    numbers = list(range(-20, 20))
+    assert list(map_in_processes(abs, numbers, workers, chunksize)) == [abs(n) for n in numbers]
+
+
+SCRIPT = """
+import time
+from pipelines.processes import map_in_processes
+
+def slow(number):
+    time.sleep(0.01)
+    return number
+
+if __name__ == "__mp_main__":
+    print("starting", flush=True)
+    time.sleep(1)
+if __name__ == "__main__":
+    try:
+        for number in map_in_processes(slow, range(100_000), 2):
+            print(number, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("moment", ["starting", "3"])
+def test_ctrl_c_is_told_once(tmp_path: Path, moment: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = ROOT
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == moment:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+            break
+    out, err = process.communicate(timeout=60)
+    assert (out.splitlines()[-1], err, process.returncode) == ("interrupted", "", 0)
+    assert "99999" not in out

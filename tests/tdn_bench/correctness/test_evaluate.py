@@ -1,0 +1,178 @@
+"""Evaluation: every video once in all its views, the same in every run, and the command."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.videos import flat_frames, write_video
+
+from pipelines.annotations import Sample
+from pipelines.clip import ClipBatch, ClipSpec
+from pipelines.cpu import PyAVDecoder
+from pipelines.manifest import Manifest, Video, as_video
+from pipelines.plan import plan_evaluation
+from tdn_bench.cli.flags import DataFlags
+from tdn_bench.cli.run import run_command
+from tdn_bench.correctness.scores import load_scores
+from tdn_bench.errors import UserError
+from tdn_bench.evaluate import Evaluate, main, score
+from tdn_bench.records.record import read_record
+
+
+def batch_of(numbers, ids):
+    """A batch of frames that are one number each, which is also the label."""
+    return ClipBatch(torch.tensor(numbers, dtype=torch.uint8).view(-1, 1, 1, 1, 1, 1), torch.tensor(numbers), ids)
+
+
+def test_score_keeps_batches_in_order():
+    batches = [batch_of([4, 5], ("a", "b")), batch_of([6], ("c",))]
+    scores = score(lambda frames: frames.flatten(1).repeat(1, 3), batches)
+    assert scores.ids == ("a", "b", "c")
+    assert scores.labels.tolist() == [4, 5, 6]
+    assert scores.logits.shape == (3, 1, 3)
+    assert scores.logits[:, 0, 0].tolist() == [4, 5, 6]
+    with pytest.raises(UserError, match="no video"):
+        score(lambda frames: frames, [])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100])
+def test_score_gathers_views_and_runs_on_no_more_than_it_may(batch_size):
+    seen = []
+
+    def classify(frames):
+        seen.append(len(frames))
+        return frames.flatten(1).repeat(1, 2)
+
+    views = [batch_of([1, 2, 3, 4, 5, 6], ("a",) * 3 + ("b",) * 3), batch_of([7, 8, 9], ("c",) * 3)]
+    scores = score(classify, views, 3, batch_size)
+    assert scores.ids == ("a", "b", "c")
+    assert scores.logits[..., 1].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert scores.labels.tolist() == [1, 4, 7]
+    assert max(seen) == min(batch_size, 6)
+
+
+def test_protocols_are_the_papers(small_checkpoint):
+    one = Evaluate(checkpoint=small_checkpoint)
+    assert one.resolved().clip_spec() == ClipSpec(4, size=64, crop_ratio=1.0)
+    thirty = Evaluate(checkpoint=small_checkpoint, protocol="thirty-view")
+    spec = thirty.resolved().clip_spec()
+    assert (spec.num_clips, spec.num_crops, spec.size, spec.num_views) == (10, 3, 256, 30)
+    spec = replace(thirty, size=128, clips=2).resolved().clip_spec()
+    assert (spec.num_clips, spec.num_crops, spec.size) == (2, 3, 128)
+    spec = replace(one, crops=3).resolved().clip_spec()
+    assert (spec.num_clips, spec.num_crops, spec.size) == (1, 3, 64)
+    with pytest.raises(UserError, match="--clips 0"):
+        replace(one, clips=0).resolved().clip_spec()
+
+
+def test_the_command(small_checkpoint, motion_data, tmp_path, capsys):
+    flags = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--workers", "1", "--device", "cpu"]
+    saved = tmp_path / "new" / "scores.safetensors"
+    assert run_command(main, [*flags, "--results", str(tmp_path), "--scores", str(saved), "--per-class"]) == 0
+    out = capsys.readouterr().out
+    scores, notes = load_scores(saved)
+    assert "tdn_resnet_small on" in out
+    assert f"8 videos, top-1 {scores.top(1):.2f} %, top-5 {scores.top(5):.2f} %" in out
+    assert out.count(" %       1 videos  ") == 8  # one a class
+    (path,) = tmp_path.glob("evaluate-*.json")
+    record = read_record(path)
+    assert record.figures == {
+        "videos": 8, "views": 1, "top1_percent": scores.top(1), "top5_percent": scores.top(5),
+        "mean_class_percent": scores.mean_class_accuracy(), "bad_clips": 0,
+    }  # fmt: skip
+    assert record.details["confusion"] == scores.confusion().tolist()
+    assert sum(c["videos"] for c in record.details["per_class"].values()) == 8
+    assert record.settings["size"] == 64
+    assert notes["digest"] == record.data["digest"]
+    assert notes["checkpoint"] == small_checkpoint.name
+    assert notes["classes"] == record.details["classes"]
+    assert notes["protocol"] == record.details["protocol"]
+
+    assert run_command(main, ["--data", str(motion_data)]) == 2
+    assert "--checkpoint is missing" in capsys.readouterr().err
+    assert run_command(main, [*flags, "--scores", str(small_checkpoint)]) == 2
+    assert "exists and holds no scores" in capsys.readouterr().err
+    assert run_command(main, [*flags, "--subset", "test"]) == 2
+    assert "--subset test" in capsys.readouterr().err
+
+
+def test_results_that_could_not_be_kept_are_refused_before_anything_is_read(small_checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    flags = ["--checkpoint", str(small_checkpoint), "--data", str(tmp_path / "no such data")]
+    assert run_command(main, [*flags, "--results", str(tmp_path / "file" / "records")]) == 2
+    assert f"error: --results {tmp_path / 'file' / 'records'}: cannot be written" in capsys.readouterr().err
+
+
+def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_checkpoint, motion_data, tmp_path, capsys):
+    videos = list(DataFlags(data=motion_data).open(progress=False).split("validation"))[:3]
+    manifest = Manifest.of("three", tuple("abcdefgh"), videos)
+    manifest.write(tmp_path / "three.arrow")
+    flags = ["--checkpoint", str(small_checkpoint), "--manifest", str(tmp_path / "three.arrow"), "--workers", "1"]
+    flags += ["--device", "cpu", "--protocol", "thirty-view", "--clips", "2", "--size", "64", "--batch-size", "4"]
+
+    def scores(backend, name):
+        path = tmp_path / f"{name}.safetensors"
+        assert run_command(main, [*flags, "--backend", backend, "--scores", str(path)]) == 0
+        assert "3 videos, 6 views each, top-1" in capsys.readouterr().out
+        return load_scores(path)[0]
+
+    first, again = scores("pyav", "first"), scores("pyav", "again")
+    assert first.logits.shape == (3, 6, 8)
+    assert torch.equal(first.logits, again.logits)
+    assert first.ids == again.ids == tuple(v.id for v in videos)
+    assert first.labels.tolist() == [v.sample.label for v in videos]
+
+    # one video at a time, planned and decoded here
+    config = Evaluate(checkpoint=small_checkpoint, size=64, clips=2, crops=3).resolved()
+    network = config.build(8, torch.device("cpu"))
+    decode = PyAVDecoder(config.clip_spec(), 1)
+    for video, logits in zip(videos, first.logits, strict=True):
+        (frames,) = decode([plan_evaluation(video, config.clip_spec())])
+        with torch.inference_mode():
+            wanted = [network(view[None])[0] for view in frames.unflatten(0, (6, 4))]
+        assert torch.allclose(logits, torch.stack(wanted), atol=1e-4)
+    decode.close()
+
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    other = scores("dali", "dali")  # other colours, the same clips
+    assert other.ids == first.ids
+    assert torch.equal(other.labels, first.labels)
+    # what sets a video's views apart is the same, whatever the colours do to all of them
+    apart = [(x.logits - x.logits.mean(1, keepdim=True)).flatten() for x in (first, other)]
+    assert torch.corrcoef(torch.stack(apart))[0, 1] > 0.9
+
+
+def test_bad_clips_are_left_out_and_counted(small_checkpoint, motion_data, tmp_path, capsys):
+    shutil.copytree(motion_data, tmp_path / "set")
+    manifest = DataFlags(data=tmp_path / "set").open(progress=False)
+    manifest.write(tmp_path / "set.arrow")
+    bad = Path(manifest.split("validation")[3].path)
+    bad.write_bytes(bad.read_bytes()[:100])
+    flags = ["--checkpoint", str(small_checkpoint), "--manifest", str(tmp_path / "set.arrow"), "--workers", "1"]
+    flags += ["--device", "cpu", "--results", str(tmp_path / "results"), "--batch-size", "2"]
+    assert run_command(main, [*flags, "--max-bad-share", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "7 videos (1 of 8 could not be used), top-1" in out
+    assert f"not used: {bad}: " in out
+    (path,) = (tmp_path / "results").glob("*.json")
+    record = read_record(path)
+    assert (record.figures["videos"], record.figures["bad_clips"]) == (7, 1)
+    assert list(record.details["bad_clips"]) == [str(bad)]
+    assert run_command(main, flags) == 2  # an eighth is more than a hundredth
+    assert "--max-bad-share" in capsys.readouterr().err
+    assert run_command(main, [*flags, "--on-bad-clip", "error"]) == 2
+    assert str(bad) in capsys.readouterr().err
+
+
+def test_videos_without_labels(small_checkpoint, tmp_path, capsys):
+    known = as_video(write_video(tmp_path / "v.webm", flat_frames(12, 90, size=64)))
+    manifest = Manifest.of("unlabelled", tuple("abcdefgh"), [Video(Sample("v", known.path, -1, "test"), known.file)])
+    manifest.write(tmp_path / "m.arrow")
+    flags = ["--checkpoint", str(small_checkpoint), "--manifest", str(tmp_path / "m.arrow"), "--workers", "1"]
+    flags += ["--device", "cpu", "--subset", "test", "--results", str(tmp_path)]
+    assert run_command(main, flags) == 0
+    assert "unlabelled/test: 1 videos, no labels" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    assert read_record(path).figures == {"videos": 1, "views": 1, "bad_clips": 0}
