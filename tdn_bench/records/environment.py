@@ -14,13 +14,26 @@ import torch
 from pipelines.processes import cores
 
 PACKAGES = (
-    "torch", "triton", "numpy", "av", "nvidia-dali-cuda120", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
-    "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "av",
+    "nvidia-dali-cuda120",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch-tensorrt",
+)
+# What a processor's name holds besides make and model.
+_NOT_A_MODEL = r"\((r|tm|c)\)|\b\d+(st|nd|rd|th) gen\b|\b\d+-core\b|\b(processor|cpu)\b|\bwith .*|@.*"
 
 
 def cpu_name() -> str:
-    """The processor's name as the kernel gives it."""
+    """The processor's name as the kernel gives it; where it gives none (many ARM systems), the architecture."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -28,16 +41,24 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def processor_machine_name(processor: str, usable_cores: int) -> str:
+    """A folder's name for a machine without a GPU, from its processor's name and the cores that may be used:
+    `AMD EPYC 7B13 64-Core Processor` and 2 give `amd-epyc-7b13-2core`. Only lower-case letters, digits, `.` and `-`."""
+    words = re.sub(_NOT_A_MODEL, " ", processor.lower())
+    return f"{re.sub('[^a-z0-9.]+', '-', words).strip('-.') or 'cpu'}-{usable_cores}core"
+
+
 def machine_name(device: torch.device) -> str:
-    """A short name for a folder of records: `h200` for a GPU, `cpu-2core` without one."""
+    """A short name for a machine's folder of records: `h200` for a GPU, `amd-epyc-2core` without one."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device).lower()
         return re.sub(r"[^a-z0-9]+", "-", re.sub(r"nvidia|geforce|tesla", "", name)).strip("-").split("-")[0]
-    return f"cpu-{cores()}core"
+    return processor_machine_name(cpu_name(), cores())
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
-    """Processor, memory, GPU and driver."""
+    """A record's `machine`: its short name, processor, usable cores, PyTorch's threads, memory in bytes and system;
+    with a GPU also its name, memory in bytes, compute capability, driver and CUDA version."""
     machine: dict[str, object] = {
         "name": machine_name(device),
         "cpu": cpu_name(),
@@ -71,7 +92,7 @@ def _driver_version() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of Python and of every library that can change a figure."""
+    """A record's `versions`: of Python and of every installed library that can change a figure, by package name."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """One row of a published table. `variant` is the network in `tdn_bench.models` that it belongs to, if there is one;
-    `frames` as the source writes them; `gmacs` are 10⁹ multiply-adds of one view."""
+    """One row of a published table (its number in the paper: `table`). `variant` is the network in `tdn_bench.models`
+    that it belongs to, if there is one; `frames` as the source writes them; `gmacs` are 10⁹ multiply-adds of one view;
+    accuracies are percent from 0 to 100."""
 
     table: str
     name: str
@@ -29,7 +30,7 @@ class Published:
     ms_per_video: float | None = None
 
 
-def _tdn(table: str, data: str, rows: tuple[tuple[str, str, float | None, float, float], ...]) -> tuple[Published, ...]:
+def _tdn(table: str, data: str, *rows: tuple[str, str, float | None, float, float]) -> tuple[Published, ...]:
     return tuple(
         Published(table, "TDN", "tdn", backbone, frames, data, gmacs, top1, top5)
         for backbone, frames, gmacs, top1, top5 in rows
@@ -45,16 +46,26 @@ PUBLISHED: tuple[Published, ...] = (
     Published("1", "TDN", "tdn", "resnet50", "8 × 5", "sthv1", gmacs=36, top1_percent=52.3, top5_percent=80.6),
     Published("1", "S-TDM up to Res3", "tdn_s123_l45", "resnet50", "8 × 5", "sthv1", gmacs=38),
     # Table 2, Something-Something V1 and V2, one clip, centre crop.
-    *_tdn("2", "sthv1", (
-        ("resnet50", "8", 36, 52.3, 80.6), ("resnet50", "16", 72, 53.9, 82.1), ("resnet50", "8 + 16", 108, 55.1, 82.9),
-        ("resnet101", "8", 66, 54.1, 81.9), ("resnet101", "16", 132, 55.3, 83.3),
+    *_tdn(
+        "2",
+        "sthv1",
+        ("resnet50", "8", 36, 52.3, 80.6),
+        ("resnet50", "16", 72, 53.9, 82.1),
+        ("resnet50", "8 + 16", 108, 55.1, 82.9),
+        ("resnet101", "8", 66, 54.1, 81.9),
+        ("resnet101", "16", 132, 55.3, 83.3),
         ("resnet101", "8 + 16", 198, 56.8, 84.1),
-    )),
-    *_tdn("2", "sthv2", (
-        ("resnet50", "8", 36, 64.0, 88.8), ("resnet50", "16", 72, 65.3, 89.5), ("resnet50", "8 + 16", 108, 67.0, 90.3),
-        ("resnet101", "8", 66, 65.8, 90.2), ("resnet101", "16", 132, 66.9, 90.9),
+    ),
+    *_tdn(
+        "2",
+        "sthv2",
+        ("resnet50", "8", 36, 64.0, 88.8),
+        ("resnet50", "16", 72, 65.3, 89.5),
+        ("resnet50", "8 + 16", 108, 67.0, 90.3),
+        ("resnet101", "8", 66, 65.8, 90.2),
+        ("resnet101", "16", 132, 66.9, 90.9),
         ("resnet101", "8 + 16", 198, 68.2, 91.6),
-    )),
+    ),
     Published("2", "TSN", None, "bninception", "8", "sthv1", 16, 19.5),
     Published("2", "I3D", "i3d", "resnet50", "32 × 3 × 2", "sthv1", 153, 41.6, 72.2),
     Published("2", "TSM", "tsm", "resnet50", "16", "sthv1", 65, 47.2, 77.1),
@@ -70,11 +81,16 @@ PUBLISHED: tuple[Published, ...] = (
     Published("2", "TEA", "tea", "resnet50", "16 × 10 × 3", "sthv1", 70, 52.3, 81.9),
     Published("2", "TEA", "tea", "resnet50", "16 × 10 × 3", "sthv2", 70, 65.1, 89.9),
     # Table 3, Kinetics-400, ten clips × three crops.
-    *_tdn("3", "kinetics400", (
-        ("resnet50", "8", 36, 76.6, 92.8), ("resnet50", "16", 72, 77.5, 93.2), ("resnet50", "8 + 16", 108, 78.4, 93.6),
-        ("resnet101", "8", 66, 77.5, 93.6), ("resnet101", "16", 132, 78.5, 93.9),
+    *_tdn(
+        "3",
+        "kinetics400",
+        ("resnet50", "8", 36, 76.6, 92.8),
+        ("resnet50", "16", 72, 77.5, 93.2),
+        ("resnet50", "8 + 16", 108, 78.4, 93.6),
+        ("resnet101", "8", 66, 77.5, 93.6),
+        ("resnet101", "16", 132, 78.5, 93.9),
         ("resnet101", "8 + 16", 198, 79.4, 94.4),
-    )),
+    ),
     # Table 4, mean of three splits, from Kinetics-400.
     Published("4", "TDN", "tdn", "resnet50", "16", "ucf101", top1_percent=97.4),
     Published("4", "TDN", "tdn", "resnet50", "16", "hmdb51", top1_percent=76.3),
@@ -86,9 +102,9 @@ PUBLISHED: tuple[Published, ...] = (
     Published("5", "L-TDM", "l_tdm", "resnet50", "8", ms_per_video=15.8),
     Published("5", "TDN", "tdn", "resnet50", "8", ms_per_video=22.1),
     Published("5", "I3D", "i3d", "resnet50", "32 × 3 × 2", ms_per_video=2095),
-)  # fmt: skip
+)
 
 
 def published_for(variant: str, table: str | None = None) -> tuple[Published, ...]:
-    """The published rows of a variant, of one table or of all."""
+    """The published rows of a variant, of one table ("1" to "5") or of all; none where it is not published."""
     return tuple(row for row in PUBLISHED if row.variant == variant and table in (None, row.table))

@@ -1,18 +1,21 @@
 """Records: one measured run as JSON, with raw samples, units in the key names, and what it was run on.
 
 `record.schema.json`, beside this file and installed with it, says the same to other programs (JSON Schema 2020-12).
+A published record may keep its samples in a compressed file beside it (see `compress.py`); `read_record` joins them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
 import os
 import re
 import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import torch
 
 from pipelines.manifest import Manifest
 from tdn_bench.errors import UserError
-from tdn_bench.records.environment import commit, describe_machine, versions
+from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
 
 SCHEMA_VERSION = 2
 STATUSES = ("stable", "unstable", "void", "unwatched")
@@ -31,10 +34,10 @@ COMMIT = commit()  # asked at the start: of the code that runs, not of a commit 
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `figures` are its results and `samples` the raw values behind them; keys end in their unit
-    (`_s`, `_ms`, `_percent`, `_bytes`, `_per_s`, …)."""
+    """One run. `figures` are its results and `samples` the raw values behind them, in the order in which they were
+    taken; keys end in their unit (`_s`, `_ms`, `_percent` from 0 to 100, `_bytes`, `_per_s`, …)."""
 
-    kind: str  # train, throughput, loader, scenario, gpu_suite, benchmark
+    kind: str  # train, throughput, loader, scenario, gpu_suite, benchmark, …; runs of one kind have the same figures
     name: str
     figures: Mapping[str, Any]
     samples: Mapping[str, Sequence[float]]
@@ -64,19 +67,42 @@ def make_record(
     status: str = "unwatched",
     status_reasons: Sequence[str] = (),
 ) -> Record:
-    """A record of this process's run, machine, versions and commit filled in."""
+    """A record of this process's run, made now: command, machine, versions, commit and time are filled in.
+
+    `figures` and `samples` have keys that end in their unit; `settings` are the command's flags in full, defaults
+    included; `device` is the one that ran; `manifest` that of the videos, None where none were read; `details` are free
+    of form. A `status` other than stable, unstable, void or unwatched is a bug (AssertionError).
+    """
     assert status in STATUSES, status
     data = None
     if manifest is not None:
         data = {"name": manifest.name, "digest": manifest.digest(), "videos": len(manifest.videos)}
     return Record(
-        kind, name, figures, samples, settings, _command(), describe_machine(device), versions(), COMMIT, data,
-        utc_now(), details or {}, status, status_reasons,
-    )  # fmt: skip
+        kind=kind,
+        name=name,
+        figures=figures,
+        samples=samples,
+        settings=settings,
+        command=_command(),
+        machine=describe_machine(device),
+        versions=versions(),
+        commit=COMMIT,
+        data=data,
+        created_utc=utc_now(),
+        details=details or {},
+        status=status,
+        status_reasons=status_reasons,
+    )
+
+
+def default_folder(command: str) -> Path:
+    """`runs/<command>`: where a run's own records go. A user's run never writes into a tracked file; to publish a
+    record is to say so, with `--results results/<machine>` (see `machine_name`)."""
+    return Path("runs") / command
 
 
 def utc_now() -> str:
-    """The time as records write it; such strings sort by time."""
+    """The time in UTC as records write it, 2026-01-31T23:59:59Z; such strings sort by time."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -90,7 +116,8 @@ def _command() -> list[str]:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise UserError where a command could not leave its results: to be known before hours of work, not after."""
+    """Make the folder that `flag` (as the user writes it: --results) names. Raises UserError where no file can be
+    written there: to be known before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -101,7 +128,11 @@ def check_folder(flag: str, folder: Path) -> None:
 def to_json(record: Record) -> bytes:
     """What JSON cannot say is changed: NaN and infinities become null, numpy's numbers plain ones, the rest text."""
     text = json.dumps(asdict(record), default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
-    plain = json.loads(text, parse_constant=lambda _: None)
+    return laid_out(json.loads(text, parse_constant=lambda _: None))
+
+
+def laid_out(plain: Mapping[str, Any]) -> bytes:
+    """A record's JSON as its file has it."""
     text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     text = re.sub(r'\[\n[^][{}"]*\]', lambda m: " ".join(m[0].split()), text)  # a list of numbers: one line
     # a file name that is no UTF-8 has lone surrogates: they are kept, as \udcXX
@@ -110,7 +141,8 @@ def to_json(record: Record) -> bytes:
 
 def write_record(record: Record, folder: Path) -> Path:
     """Write `<kind>-<name>-<time>.json` below `folder`, whole or not at all; no record is ever overwritten, however
-    many threads, processes and hosts write there. NaN and infinities are written as null."""
+    many threads, processes and hosts write there. NaN and infinities are written as null. Raises UserError where the
+    folder takes no file."""
     stem = f"{record.kind}-{record.name}-{record.created_utc.replace('-', '').replace(':', '')}"
     temporary = folder / f".{record.kind}-{secrets.token_hex(8)}.tmp"
     content = to_json(record)
@@ -152,24 +184,49 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1} 
 
 
 def read_record(path: Path) -> Record:
-    """Read one record of this or an older schema. Raises UserError where the file is not one, or is of a newer
-    schema."""
+    """Read one record of this or an older schema, its samples joined where they lie in a file beside it. Raises
+    UserError where the file is not a record or is of a newer schema, and where its samples are missing or changed."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         newer = raw["schema_version"] > SCHEMA_VERSION
         while raw["schema_version"] < SCHEMA_VERSION:
             version = raw["schema_version"]
             raw = _UPGRADES[version](raw) | {"schema_version": version + 1}
+        if not newer and "samples_file" in raw:
+            raw["samples"] = _samples_beside(path, raw.pop("samples_file"))
         record = None if newer else Record(**raw)
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise UserError(f"{path}: not a record ({e})") from e
     if record is None:
         raise UserError(f"{path}: record of schema {raw['schema_version']}, this version reads up to {SCHEMA_VERSION}")
-    return record
+    return _named_by_its_processor(record)
+
+
+def _samples_beside(path: Path, said: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The samples of the record at `path`, from the compressed file that it names with its SHA-256."""
+    beside = path.parent / Path(said["name"]).name  # never anywhere else
+    try:
+        content = beside.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: its samples cannot be read: {beside} ({e.strerror}); put it back there") from e
+    if hashlib.sha256(content).hexdigest() != said["sha256"]:
+        raise UserError(f"{beside}: not the samples that {path.name} names (other SHA-256); put those back")
+    return json.loads(lzma.decompress(content))
+
+
+def _named_by_its_processor(record: Record) -> Record:
+    """Machines without a GPU were once named cpu-<N>core: they get the name that they would have today, so that a
+    machine's older and newer records stand together."""
+    old = re.fullmatch(r"cpu-(\d+)core", str(record.machine.get("name")))
+    if old is None:
+        return record
+    name = processor_machine_name(str(record.machine.get("cpu", "")), int(old[1]))
+    return replace(record, machine={**record.machine, "name": name})
 
 
 def latest_records(folder: Path, since: str = "") -> list[Record]:
-    """The newest record of every kind and name in `folder`, oldest first; none older than `since` (see utc_now)."""
+    """The newest record of every kind and name in `folder` itself (not below it), oldest first; none older than
+    `since`, a time as `utc_now` writes it. Raises UserError where a JSON file there is not a record."""
     newest: dict[tuple[str, str], Record] = {}
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
     for record in sorted(records, key=lambda r: r.created_utc):
