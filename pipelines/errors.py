@@ -8,7 +8,7 @@ class DataError(Exception):
 
 
 class BadClip(DataError):
-    """One video that cannot be used. What follows from it is said in `pipelines.loader.BadClipPolicy`."""
+    """One video that cannot be used. What follows from it is said in `pipelines.bad_clips.BadClipPolicy`."""
 
     def __init__(self, video_id: str, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import count, islice
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.bad_clips import DEFAULT_POLICY, BadClipPolicy, BadClips
+from pipelines.bad_clips import OnBadClip as OnBadClip
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
 from pipelines.ledger import IDLE, OFF, Ledger
 from pipelines.manifest import OK, Videos
-from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, shard, stand_in
+from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, replacement, shard
 from pipelines.processes import cores
 
 Place = tuple[int, int]  # position in the split, epoch
-MAX_STAND_INS = 32  # for one place: enough where half of the videos are bad
+MAX_REPLACEMENTS = 32  # for one place: enough where half of the videos are bad
 BACKENDS = ("auto", "pyav", "dali")
 
 
 class Decoder(Protocol):
-    """A backend: plans in; clips uint8 (views·T, L, H, W, C) or reasons out, in order, on `device`."""
+    """A backend: plans in; clips, uint8 (views·T, L, H, W, C) on `device`, or reasons out, in the plans' order."""
 
     name: str
     device: torch.device
@@ -44,7 +43,19 @@ class Decoder(Protocol):
 def create_decoder(
     backend: str, spec: ClipSpec, device: torch.device, workers: int, verify: bool = False, ledger: Ledger = OFF
 ) -> Decoder:
-    """The one place where a backend is chosen. `auto` is DALI on a GPU, PyAV without one."""
+    """The decoder of one backend: the one place where it is chosen.
+
+    Args:
+        backend: One of BACKENDS; `auto` is DALI on a GPU, PyAV without one.
+        spec: How a video becomes a clip.
+        device: Where DALI decodes; PyAV decodes on the CPU whatever it is.
+        workers: Threads that decode.
+        verify: Compare each file's sha256 with the scan's before it is decoded.
+        ledger: Books what each stage takes.
+
+    Raises:
+        DataError: There is no such backend, or what it needs is not installed.
+    """
     if backend == "auto":
         backend = "dali" if device.type == "cuda" else "pyav"
     if backend == "pyav":
@@ -58,78 +69,30 @@ def create_decoder(
     raise DataError(f"unknown loader backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
-OnBadClip = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class BadClipPolicy:
-    """What a video that cannot be used does to a run; the same for every command and backend.
-
-    `error`: it ends the run. `skip`: an evaluation leaves it out and never puts another in its place; training takes
-    a stand-in drawn by seed, epoch and place. Either way it is counted and listed in `log` (JSON lines), and when
-    more than `max_share` of the videos are bad the run ends.
-    """
-
-    on_bad_clip: OnBadClip = "skip"
-    max_share: float = 0.01
-    verify_checksums: bool = False  # read the whole file and compare its sha256 with the scan's
-    log: Path | None = None
-
-
-class BadClips:
-    """The videos that one loader could not use, each counted once, and how often a stand-in took their place."""
-
-    def __init__(self, policy: BadClipPolicy, total: int) -> None:
-        self.policy, self.total = policy, total
-        self.reasons: dict[str, str] = {}
-        self.stand_ins = 0
-        self._lock = threading.Lock()
-
-    def add(self, bad: BadClip) -> None:
-        """Note a bad clip. Raises DataError where the policy says that it ends the run."""
-        with self._lock:
-            if bad.path in self.reasons:
-                return
-            self.reasons[bad.path] = bad.reason
-            if self.policy.log is not None:
-                self.policy.log.parent.mkdir(parents=True, exist_ok=True)
-                line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
-                with self.policy.log.open("a", encoding="utf-8") as f:
-                    f.write(line + "\n")
-        if self.policy.on_bad_clip == "error":
-            raise DataError(f"{bad}; repair it, or leave bad clips out by --on-bad-clip skip")
-
-    def replace(self, count: int) -> None:
-        """Note that stand-ins were drawn."""
-        with self._lock:
-            self.stand_ins += count
-
-    def join(self, others: Mapping[str, str]) -> None:
-        """Count what other processes found (path → reason) in their parts of the split. Raises as `check_share`."""
-        with self._lock:
-            self.reasons.update((path, reason) for path, reason in others.items() if path not in self.reasons)
-        self.check_share()
-
-    def check_share(self) -> None:
-        """Raise DataError where too many videos are bad."""
-        if len(self) > self.policy.max_share * self.total:
-            path, reason = next(iter(self.reasons.items()))
-            raise DataError(
-                f"{len(self)} of {self.total} videos ({len(self) / self.total:.1%}) cannot be used, more than "
-                f"--max-bad-share {self.policy.max_share:g} allows; first {path}: {reason}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.reasons)
-
-
 class ClipLoader:
-    """Batches of some videos of a manifest, decoded ahead in background threads: `prefetch` of them, or what keeps
-    all workers busy.
+    """Batches of some videos of a manifest, decoded ahead in background threads.
 
-    `flipped_labels` (see `annotations.flip_labels`) makes it a training loader: shuffled, augmented, each rank
-    the same number of batches, every batch full. Without it, it evaluates: every video exactly once over all
-    ranks, the views that `spec` asks for, the last batch as small as it comes. `batch_size` counts videos.
+    A training loader shuffles and augments; each rank gets the same number of batches, every batch full. An evaluation
+    takes every video exactly once over all ranks, in order, the views that `spec` asks for, the last batch as small as
+    it comes. What happens to a bad clip is said in `BadClipPolicy`.
+
+    Args:
+        videos: The videos, as `Manifest.split` gives them; those that the scan refused are left out.
+        spec: How a video becomes a clip.
+        batch_size: Videos in a batch (an evaluation's batch holds `spec.num_views` clips of each).
+        flipped_labels: What a flip makes of each label, from `annotations.flip_labels`; makes it a training loader.
+        backend: "pyav", "dali" or "auto", see `create_decoder`.
+        device: Where the batches are needed.
+        workers: Threads that decode; by default one for each processor that this process may use.
+        prefetch: Batches that are decoded ahead; by default what keeps all workers busy.
+        seed: Of order and augmentation; together with the epoch it determines every batch.
+        rank, world_size: This process and how many share the videos.
+        policy: What a bad clip does to the run.
+        ledger: Books what each stage takes.
+
+    Raises:
+        DataError: There is no usable video, too many are bad, the training videos fill no batch, a number makes no
+            sense, or the backend is not there.
     """
 
     def __init__(
@@ -146,7 +109,7 @@ class ClipLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        policy: BadClipPolicy = BadClipPolicy(),
+        policy: BadClipPolicy = DEFAULT_POLICY,
         ledger: Ledger = OFF,
     ) -> None:
         self.workers = workers = workers or cores()
@@ -198,6 +161,7 @@ class ClipLoader:
         return -(-len(self._shard(0)) // self.batch_size)
 
     def plan(self, position: int, epoch: int) -> ClipPlan:
+        """What an epoch does with the video at `position` in `videos`."""
         video = self.videos[position]
         if self.flipped_labels is None:
             return plan_evaluation(video, self.spec)
@@ -206,7 +170,10 @@ class ClipLoader:
         )
 
     def epoch(self, epoch: int = 0, *, passes: int = 1) -> Iterator[ClipBatch]:
-        """Yield the batches of an epoch; of `passes` epochs as if they were one long one."""
+        """Yield the batches of an epoch; of `passes` epochs, from `epoch` on, as if they were one long one.
+
+        Raises DataError where none of the videos can be decoded, and where the policy says that bad clips end the run.
+        """
         shards = {e: self._shard(e) for e in range(epoch, epoch + passes)}
         visits = ((p, e) for e, positions in shards.items() for p in positions.tolist())
         pending: deque[Future[ClipBatch | None]] = deque()
@@ -248,46 +215,77 @@ class ClipLoader:
         lane = self.ledger.lane()
         lane.begin(f"batch {number}")
         try:
-            if self.device.type != "cuda":
-                return self._decode(places)
-            stream = torch.cuda.Stream(self.device)
-            with torch.cuda.stream(stream):
-                batch = self._decode(places)
-                stream.synchronize()
-            lane.lap("augment")  # what DALI has launched
-            return batch
+            with self._own_stream():
+                return self._fill(places)
         finally:
             lane.end()
 
-    def _decode(self, places: list[Place]) -> ClipBatch | None:
+    def decode(self, positions: Sequence[int], epoch: int = 0) -> list[Tensor | None]:
+        """Decode the videos at `positions` in `videos` here and now, without the background threads of `epoch`.
+
+        May be called from several threads at once where `decoder.concurrent`. The thread's lane of the ledger must be
+        within a task (`begin`); planning, decoding and augmenting are booked there, or by the decoder's own threads.
+
+        Returns:
+            For each position its clip, uint8 (views·T, L, H, W, C) on the decoder's device and finished; None for a bad
+            clip, which is noted in `bad_clips` and never replaced.
+
+        Raises:
+            DataError: The policy says that bad clips end the run.
+        """
+        plans = [self.plan(position, epoch) for position in positions]
+        self.ledger.lane().lap("plan")
+        with self._own_stream():
+            clips = self.decoder(plans)
+        return self._noted(clips)
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """On a GPU: work on a stream beside what the consumer runs, and wait for it."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            yield
+            stream.synchronize()
+        self.ledger.lane().lap("augment")  # what DALI has launched
+
+    def _noted(self, clips: list[Tensor | BadClip]) -> list[Tensor | None]:
+        """Note the bad ones, and put None in their places. Raises DataError as the policy says."""
+        for clip in clips:
+            if isinstance(clip, BadClip):
+                self.bad_clips.add(clip)
+                self.bad_clips.check_share()
+        return [None if isinstance(clip, BadClip) else clip for clip in clips]
+
+    def _fill(self, places: list[Place]) -> ClipBatch | None:
+        """Decode a batch. In training a replacement sample takes a bad clip's place, and another one its own where it
+        is bad, too."""
         lane = self.ledger.lane()
-        done: list[tuple[ClipPlan, Tensor] | None] = [None] * len(places)
+        done: dict[int, tuple[ClipPlan, Tensor]] = {}
         current = dict(enumerate(places))  # who stands in each place that is still open
-        for attempt in range(1 + (MAX_STAND_INS if self.training else 0)):
+        for attempt in range(1 + (MAX_REPLACEMENTS if self.training else 0)):
             plans = {i: self.plan(*place) for i, place in current.items()}
             known = {i for i, plan in plans.items() if plan.video.path in self.bad_clips.reasons}
             todo = [i for i in plans if i not in known]
             lane.lap("plan")
-            decoded = self.decoder([plans[i] for i in todo])
-            for i, clip in zip(todo, decoded, strict=True):
-                if isinstance(clip, BadClip):
-                    self.bad_clips.add(clip)
-                    self.bad_clips.check_share()
-                else:
-                    done[i] = plans[i], clip
-            open_places = [i for i in current if done[i] is None]
+            decoded = self._noted(self.decoder([plans[i] for i in todo]))
+            done |= {i: (plans[i], clip) for i, clip in zip(todo, decoded, strict=True) if clip is not None}
+            open_places = [i for i in current if i not in done]
             if not open_places or not self.training:
                 break
-            self.bad_clips.replace(len(open_places))
-            for i in open_places:
-                position, epoch = places[i]
-                drawn = stand_in(len(self._positions), seed=self.seed, epoch=epoch, position=position, attempt=attempt)
-                current[i] = int(self._positions[drawn]), epoch
-            current = {i: current[i] for i in open_places}
+            self.bad_clips.add_replacements(len(open_places))
+            current = {i: self._replacement(*places[i], attempt) for i in open_places}
         else:
-            raise DataError(f"{MAX_STAND_INS} stand-ins in a row for one bad clip are bad too; scan the data anew")
-        kept = [d for d in done if d is not None]
-        return self._collate(kept) if kept else None
+            raise DataError(
+                f"{MAX_REPLACEMENTS} replacement samples in a row for one bad clip are bad too; scan the data anew"
+            )
+        return self._collate([done[i] for i in sorted(done)]) if done else None
+
+    def _replacement(self, position: int, epoch: int, attempt: int) -> Place:
+        drawn = replacement(len(self._positions), seed=self.seed, epoch=epoch, position=position, attempt=attempt)
+        return int(self._positions[drawn]), epoch
 
     def _collate(self, clips: list[tuple[ClipPlan, Tensor]]) -> ClipBatch:
         views = self.spec.num_views
@@ -303,6 +301,7 @@ class ClipLoader:
         return ClipBatch(frames, labels, ids)
 
     def close(self) -> None:
+        """End the decoder's threads; `with` does it too."""
         self.decoder.close()
 
     def __enter__(self) -> ClipLoader:

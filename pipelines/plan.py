@@ -107,8 +107,8 @@ def plan_training(
     return ClipPlan(video, frames, crop, flip, label)
 
 
-def stand_in(count: int, *, seed: int, epoch: int, position: int, attempt: int) -> int:
-    """Which of `count` usable videos takes the place of a bad one: the same on every rank, backend and resumption."""
+def replacement(count: int, *, seed: int, epoch: int, position: int, attempt: int) -> int:
+    """Which of `count` usable videos replaces a bad one: the same on every rank, backend and resumption."""
     return int(np.random.default_rng((seed, epoch, position, 1 + attempt)).integers(count))
 
 

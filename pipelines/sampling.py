@@ -1,19 +1,46 @@
-"""Which frames of a video a clip reads (TDN's released sampling, after TSN, arXiv 1608.00859, Sec. 3.1).
+"""Which frames of a video a clip reads (TDN's released sampling, after TSN, arXiv 1608.00859, Sec. 3.1), and which
+videos of a list a short run takes.
 
 All indices are zero-based. N is the video's number of frames, T segments, L consecutive frames in each.
 """
 
 from __future__ import annotations
 
+from typing import Protocol, Self, TypeVar
+
 import numpy as np
 
 FRAMES_PER_SEGMENT = 5
 
 
+class Sliceable(Protocol):
+    """A sequence whose slices are of its own kind: a list, a tuple, a manifest's `Videos`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> Self: ...
+
+
+Items = TypeVar("Items", bound=Sliceable)
+
+
+def evenly_spaced(items: Items, most: int) -> Items:
+    """At most `most` (1 or more) items in their order, at equal distances from the first on."""
+    return items[:: max(1, len(items) // most)][:most]
+
+
 def center_frame_indices(
     num_frames: int, num_segments: int, frames_per_segment: int = FRAMES_PER_SEGMENT
 ) -> np.ndarray:
-    """Return the (T, L) int64 indices of validation and of the one-clip test: the middle of each segment."""
+    """Return the (T, L) int64 indices of validation and of the one-clip test: the middle of each segment.
+
+    Args:
+        num_frames: N. A video shorter than the clip repeats its last frame.
+        num_segments: T.
+        frames_per_segment: L.
+
+    Raises:
+        ValueError: One of the numbers is below 1.
+    """
     _check(num_frames, num_segments, frames_per_segment)
     starts = np.zeros(num_segments, np.int64)
     if num_frames > num_segments + frames_per_segment - 1:
@@ -28,7 +55,17 @@ def random_frame_indices(
     rng: np.random.Generator,
     frames_per_segment: int = FRAMES_PER_SEGMENT,
 ) -> np.ndarray:
-    """Return (T, L) int64 indices drawn for training: one start per segment, uniform within it."""
+    """Return (T, L) int64 indices drawn for training: one start per segment, uniform within it.
+
+    Args:
+        num_frames: N. A video shorter than the clip repeats its last frame.
+        num_segments: T.
+        rng: What is drawn from; the same state gives the same indices.
+        frames_per_segment: L.
+
+    Raises:
+        ValueError: One of the numbers is below 1.
+    """
     _check(num_frames, num_segments, frames_per_segment)
     average = (num_frames - frames_per_segment + 1) // num_segments
     if average > 0:

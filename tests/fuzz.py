@@ -26,10 +26,11 @@ from support.videos import write_video
 from torch import Tensor
 
 from pipelines.annotations import Sample
+from pipelines.bad_clips import BadClipPolicy
 from pipelines.clip import ClipSpec
 from pipelines.dali import CPU_CODECS
 from pipelines.errors import BadClip
-from pipelines.loader import BadClipPolicy, ClipLoader, Decoder, create_decoder
+from pipelines.loader import ClipLoader, Decoder, create_decoder
 from pipelines.manifest import OK, Video, VideoFile, Videos, scan_file
 from pipelines.plan import ClipPlan, plan_evaluation
 from tdn_bench.cli.run import run_command
@@ -100,7 +101,7 @@ def through_the_loader(rows: Sequence[Video], backend: str) -> dict[str, int]:
             assert len(bad) + len(names) == len(rows), "a video was lost in silence"
             counts["named"] = len(bad)
         else:
-            counts["stand_ins"] = loader.bad_clips.stand_ins
+            counts["stand_ins"] = loader.bad_clips.replacements
     return counts
 
 
@@ -232,8 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = asdict(config) | {"data": "real clips" if real else "made clips", "sources": [s.name for s in sources]}
     numbers = {k: len(v) if isinstance(v, list) else v for k, v in figures.items() if not isinstance(v, dict)}
     details = {k: v for k, v in figures.items() if isinstance(v, dict | list)}
-    record = make_record("fuzz", "damaged-files", figures=numbers, samples={}, settings=settings, device=device,
-                         details=details)  # fmt: skip
+    record = make_record(
+        "fuzz", "damaged-files", figures=numbers, samples={}, settings=settings, device=device, details=details
+    )
     print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
     if wrong := [name for key, names in figures.items() if isinstance(names, list) for name in names]:
         print(f"handed on as good with a black or repeated frame: {', '.join(wrong)}")

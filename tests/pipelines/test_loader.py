@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from pipelines import loader as module
 from pipelines.annotations import Sample
+from pipelines.bad_clips import BadClipPolicy
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
-from pipelines.loader import BadClipPolicy, ClipLoader, create_decoder
+from pipelines.ledger import Ledger
+from pipelines.loader import ClipLoader, create_decoder
 from pipelines.manifest import Video, VideoFile, Videos, as_video, scan_file
 from pipelines.plan import ClipPlan
 
@@ -237,15 +240,15 @@ def test_evaluation_leaves_bad_clips_out_and_never_substitutes(tmp_path: Path) -
     lines = [json.loads(line) for line in (tmp_path / "sub" / "bad.jsonl").read_text().splitlines()]
     by_id = sorted(lines, key=lambda line: line["id"])  # batches are decoded side by side: listed as they are found
     assert by_id == [{"id": f"v{i}", "path": f"/v{i}", "reason": "is bad"} for i in (1, 2, 3)]
-    assert (len(loader.bad_clips), loader.bad_clips.stand_ins) == (3, 0)
+    assert (len(loader.bad_clips), loader.bad_clips.replacements) == (3, 0)
 
 
 @settings(max_examples=60)
 @given(st.integers(6, 30), st.sets(st.integers(0, 29), max_size=8), st.integers(1, 3), st.integers(0, 3))
-def test_training_puts_the_same_stand_ins_for_bad_clips_on_any_number_of_ranks(
+def test_training_puts_the_same_replacements_for_bad_clips_on_any_number_of_ranks(
     count: int, bad: set[int], world_size: int, epoch: int
 ) -> None:
-    """Every batch is full, no bad clip in any, and a place's stand-in does not depend on rank, batch or history."""
+    """Every batch is full, no bad clip in any, and a place's replacement does not depend on rank, batch or history."""
     names = [f"v{i}" for i in sorted(bad) if i < count // 2]
 
     def places(world_size: int, batch_size: int, first_epoch: int) -> list[tuple[str, ...]]:
@@ -256,7 +259,7 @@ def test_training_puts_the_same_stand_ins_for_bad_clips_on_any_number_of_ranks(
             loader = painted(count, batch_size, painter, **options)
             for earlier in range(first_epoch, epoch):
                 list(loader.epoch(earlier))
-            before = loader.bad_clips.stand_ins
+            before = loader.bad_clips.replacements
             batches = list(loader.epoch(epoch))
             assert {len(batch) for batch in batches} == {batch_size}
             rows.append([name for batch in batches for name in batch.ids])
@@ -264,13 +267,77 @@ def test_training_puts_the_same_stand_ins_for_bad_clips_on_any_number_of_ranks(
             visited = [loader.videos[int(p)].id for p in loader._shard(epoch)]
             replaced = [name for name, seen in zip(visited, rows[-1], strict=True) if name != seen]
             assert replaced == [name for name in visited if name in names]
-            assert loader.bad_clips.stand_ins - before >= len(replaced)
+            assert loader.bad_clips.replacements - before >= len(replaced)
         return [tuple(column) for column in zip(*rows, strict=True)]
 
     one = places(1, 1, epoch)
     assert one == places(1, 1, 0)
     flat = [name for column in places(world_size, 1, 0) for name in column]
     assert flat == [name for (name,) in one][: len(flat)]
+
+
+def test_videos_decoded_on_demand_are_those_of_the_batches(videos: list[Video], backend: str) -> None:
+    with ClipLoader(Videos.of(videos), SPEC, COUNT, backend=backend, workers=2) as loader:
+        (batch,) = loader.epoch()
+        clips = loader.decode([3, 0, 3])
+    for clip, position in zip(clips, (3, 0, 3), strict=True):
+        assert clip is not None
+        assert torch.equal(clip.view(SPEC.shape), batch.frames[position])
+
+
+def test_videos_decoded_on_demand_obey_the_policy_and_the_epoch(tmp_path: Path) -> None:
+    policy = BadClipPolicy(max_share=0.4, log=tmp_path / "bad.jsonl")
+    painter = Painter(bad=["v1", "v2", "v3"])
+    loader = painted(6, 2, painter, policy=policy, flipped_labels=FLIPPED)
+    assert [clip is None for clip in loader.decode([0, 1, 5, 1, 2])] == [False, True, False, True, True]
+    assert (loader.bad_clips.reasons, loader.bad_clips.replacements) == ({"/v1": "is bad", "/v2": "is bad"}, 0)
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(DataError, match="3 of 6 videos"):
+        loader.decode([3])
+    loader.decode([4, 5], epoch=7)
+    wanted = [loader.plan(position, 7) for position in (4, 5)]
+    assert [plan.frames.tolist() for plan in painter.plans[-2:]] == [plan.frames.tolist() for plan in wanted]
+    strict = painted(3, 2, Painter(bad=["v1"]), policy=BadClipPolicy(on_bad_clip="error", max_share=1))
+    with pytest.raises(DataError, match=r"^/v1: is bad; .*--on-bad-clip skip"):
+        strict.decode([0, 1])
+
+
+@pytest.mark.parametrize("use", ["decode", "epoch"])
+def test_a_gpus_clips_are_finished_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            said.append(f"new on {device.type}")
+
+        def synchronize(self) -> None:
+            said.append("waited")
+
+    @contextmanager
+    def current(stream: Stream) -> Iterator[None]:
+        said.append("begun")
+        yield
+        said.append("ended")
+
+    class Noting(Painter):
+        def __call__(self, plans: Sequence[ClipPlan]) -> list[Tensor | BadClip]:
+            said.append("decoded")
+            return super().__call__(plans)
+
+    ledger = Ledger()
+    loader = painted(2, 2, Noting(), ledger=ledger)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(loader, "_collate", lambda clips: ClipBatch(torch.empty(2), torch.empty(2), ("v0", "v1")))
+    loader.device = torch.device("cuda")
+    if use == "epoch":
+        assert len(list(loader.epoch())) == 1
+    else:
+        ledger.lane().begin()
+        assert all(clip is not None for clip in loader.decode([0, 1]))
+    assert said == ["new on cuda", "begun", "decoded", "waited", "ended"]
+    busy = [lane for lane in ledger.lanes if lane.busy_s]
+    assert [[stage for stage, s in lane.seconds.items() if s] for lane in busy] == [["plan", "augment"]]
 
 
 def test_a_bad_clip_ends_the_run_where_the_policy_says_so(tmp_path: Path) -> None:
@@ -301,7 +368,7 @@ def test_all_clips_bad_is_an_error() -> None:
     # two batches are decoded at once: either may be first
     with pytest.raises(DataError, match=r"^none of 3 videos could be decoded, first /v[02]: is bad$"):
         list(painted(3, 2, Painter(bad=["v0", "v1", "v2"]), policy=ANY_SHARE).epoch())
-    with pytest.raises(DataError, match="stand-ins in a row"):
+    with pytest.raises(DataError, match="replacement samples in a row"):
         list(painted(3, 2, Painter(bad=["v0", "v1", "v2"]), policy=ANY_SHARE, flipped_labels=FLIPPED).epoch())
     few = painted(3, 2, rank=3, world_size=4)  # a rank may have nothing to do
     assert (list(few.epoch()), len(few)) == ([], 0)

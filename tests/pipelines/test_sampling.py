@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import DATA
 
-from pipelines.sampling import center_frame_indices, random_frame_indices
+from pipelines.annotations import Sample
+from pipelines.manifest import Video, VideoFile, Videos
+from pipelines.sampling import center_frame_indices, evenly_spaced, random_frame_indices
 
 REFERENCE = json.loads((DATA / "val_frame_indices.json").read_text())
 CASES = [(int(t), int(n), indices) for t, rows in REFERENCE.items() for n, indices in rows.items()]
@@ -93,3 +95,24 @@ def test_wrong_numbers_are_refused(arguments: tuple[int, int, int]) -> None:
         center_frame_indices(frames, num_segments, run)
     with pytest.raises(ValueError, match="must be at least 1, not"):
         random_frame_indices(frames, num_segments, np.random.default_rng(0), run)
+
+
+@given(st.integers(0, 300), st.integers(1, 400))
+def test_evenly_spaced_items(count: int, most: int) -> None:
+    """As many as there are up to that number, in order, from the first on, at one distance, up to the end."""
+    items = list(range(count))
+    taken = evenly_spaced(items, most)
+    assert len(taken) == min(count, most)
+    assert taken[:1] == items[:1]
+    gaps = {after - before for before, after in pairwise(taken)}
+    assert len(gaps) <= 1
+    assert all(gap >= 1 for gap in gaps)
+    assert count - len(taken) * max(gaps, default=count) < most
+    assert evenly_spaced(tuple(items), most) == tuple(taken)
+
+
+def test_evenly_spaced_videos_are_videos() -> None:
+    rows = [Video(Sample(f"v{i}", f"/v{i}", 0, "train"), VideoFile()) for i in range(11)]
+    taken = evenly_spaced(Videos.of(rows), 4)
+    assert isinstance(taken, Videos)
+    assert [video.id for video in taken] == ["v0", "v2", "v4", "v6"]

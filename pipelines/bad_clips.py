@@ -1,0 +1,82 @@
+"""What a video that cannot be used does to a run, and the account of those that were found."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.errors import BadClip, DataError
+
+OnBadClip = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class BadClipPolicy:
+    """What a video that cannot be used does to a run; the same for every command and backend.
+
+    `on_bad_clip`: `error` ends the run; with `skip` an evaluation leaves the video out and never puts another in its
+    place, and training takes a replacement sample drawn by seed, epoch and place. Either way the video is counted and
+    added to `log` (JSON lines: id, path, reason). When more than `max_share` (0 to 1) of the videos are bad the run
+    ends. `verify_checksums` reads each file whole and compares its sha256 with the scan's.
+    """
+
+    on_bad_clip: OnBadClip = "skip"
+    max_share: float = 0.01
+    verify_checksums: bool = False
+    log: Path | None = None
+
+
+DEFAULT_POLICY = BadClipPolicy()
+
+
+class BadClips:
+    """The videos that one loader could not use: path → reason in `reasons`, each once; `replacements` counts the
+    replacement samples that were drawn for them. Safe to use from several threads."""
+
+    def __init__(self, policy: BadClipPolicy, total: int) -> None:
+        """`total`: the videos that the policy's share is of."""
+        self.policy, self.total = policy, total
+        self.reasons: dict[str, str] = {}
+        self.replacements = 0
+        self._lock = threading.Lock()
+
+    def add(self, bad: BadClip) -> None:
+        """Note a bad clip. Raises DataError where the policy says that it ends the run."""
+        with self._lock:
+            if bad.path in self.reasons:
+                return
+            self.reasons[bad.path] = bad.reason
+            if self.policy.log is not None:
+                self.policy.log.parent.mkdir(parents=True, exist_ok=True)
+                line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
+                with self.policy.log.open("a", encoding="utf-8") as f:
+                    f.write(line + "\n")
+        if self.policy.on_bad_clip == "error":
+            raise DataError(f"{bad}; repair it, or leave bad clips out by --on-bad-clip skip")
+
+    def add_replacements(self, count: int) -> None:
+        """Note that `count` replacement samples were drawn."""
+        with self._lock:
+            self.replacements += count
+
+    def join(self, others: Mapping[str, str]) -> None:
+        """Count what other processes found (path → reason) in their parts of the split. Raises as `check_share`."""
+        with self._lock:
+            self.reasons.update((path, reason) for path, reason in others.items() if path not in self.reasons)
+        self.check_share()
+
+    def check_share(self) -> None:
+        """Raise DataError where too many videos are bad."""
+        if len(self) > self.policy.max_share * self.total:
+            path, reason = next(iter(self.reasons.items()))
+            raise DataError(
+                f"{len(self)} of {self.total} videos ({len(self) / self.total:.1%}) cannot be used, more than "
+                f"--max-bad-share {self.policy.max_share:g} allows; first {path}: {reason}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.reasons)
