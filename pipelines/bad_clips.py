@@ -1,4 +1,4 @@
-"""What a video that cannot be used does to a run, and the account of those that were found."""
+"""What a video that cannot be used does to a run, and the list of those that were found."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.jpeg import frame_files, read_jpeg
 from pipelines.ledger import IDLE, OFF, Lane, Ledger
-from pipelines.manifest import JPEG_FRAMES, Video, video_packets
 from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
+from pipelines.scan import video_packets
+from pipelines.video import JPEG_FRAMES, Video
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame

@@ -18,9 +18,9 @@ from pipelines.clip import ClipSpec
 from pipelines.cpu import read_frames
 from pipelines.errors import BadClip, DataError
 from pipelines.ledger import OFF, Lane, Ledger
-from pipelines.manifest import JPEG_FRAMES
 from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
+from pipelines.video import JPEG_FRAMES
 
 Item = tuple[ClipPlan, list[np.ndarray]]  # a plan and its file, or its JPEG files
 Clip = Tensor | BadClip

@@ -1,7 +1,7 @@
 """Where the time of a run goes: each thread books its work by stage, where it happens, and its waiting as idle.
 
-`tdn_bench.account` holds what a thread booked against the time that it lived. Seconds are wall time: threads that
-share a core book more than they compute, and `cpu_s` shows it.
+Whoever reports a run's time breakdown holds what a thread booked against the time that it lived. Seconds are wall time:
+threads that share a core book more than they compute, and `cpu_s` shows it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Span = tuple[str, float, float, str]  # stage, or "" for a whole task; start, en
 
 
 class Lane:
-    """One thread's account; no other thread writes to it. Between `begin` and `end` a clock runs, which `lap` reads."""
+    """One thread's page of the ledger; no other thread writes to it. Between `begin` and `end` a clock runs, which `lap` reads."""
 
     def __init__(self, name: str = "", since_s: float = -math.inf, trace: bool = False) -> None:
         self.name, self.what, self.thread = name, "", threading.current_thread()
@@ -83,7 +83,7 @@ class Lane:
 
 
 class _Nobody(Lane):
-    """Whose account is not kept."""
+    """The lane of a ledger that is off: nothing is booked."""
 
     def add(self, stage: str, start_s: float, end_s: float, what: str = "") -> None: ...
     def begin(self, what: str = "") -> None: ...

@@ -19,9 +19,10 @@ from pipelines.bad_clips import OnBadClip as OnBadClip
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
 from pipelines.ledger import IDLE, OFF, Ledger
-from pipelines.manifest import OK, Videos
+from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, replacement, shard
 from pipelines.processes import cores
+from pipelines.video import OK
 
 Place = tuple[int, int]  # position in the split, epoch
 MAX_REPLACEMENTS = 32  # for one place: enough where half of the videos are bad

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
-from pipelines.manifest import JPEG_FRAMES, checksum
 from pipelines.plan import ClipPlan
+from pipelines.scan import checksum
+from pipelines.video import JPEG_FRAMES
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 

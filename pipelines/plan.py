@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from pipelines.clip import ClipSpec
-from pipelines.manifest import Video
 from pipelines.sampling import center_frame_indices, random_frame_indices
+from pipelines.video import Video
 
 # Offsets of the 13 positions, in quarters of the room that is left (x, y): corners and edges, centre, inner four.
 CROP_POSITIONS = (

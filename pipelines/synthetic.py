@@ -26,8 +26,9 @@ import av
 import numpy as np
 from rich.progress import track
 
-from pipelines.annotations import VIDEO_FOLDER, class_name
+from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError
+from pipelines.label_files import class_name
 from pipelines.processes import cores, map_in_processes
 
 TEMPLATES = (

@@ -25,14 +25,15 @@ from support.paths import SHARED
 from support.videos import write_video
 from torch import Tensor
 
-from pipelines.annotations import Sample
 from pipelines.bad_clips import BadClipPolicy
 from pipelines.clip import ClipSpec
 from pipelines.dali import CPU_CODECS
 from pipelines.errors import BadClip
 from pipelines.loader import ClipLoader, Decoder, create_decoder
-from pipelines.manifest import OK, Video, VideoFile, Videos, scan_file
+from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan, plan_evaluation
+from pipelines.scan import scan_file
+from pipelines.video import OK, Sample, Video, VideoFile
 from tdn_bench.cli.run import run_command
 from tdn_bench.records.environment import machine_name
 from tdn_bench.records.record import make_record, write_record

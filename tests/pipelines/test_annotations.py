@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import annotations as module
 from pipelines.annotations import (
+    DATASET_NAMES,
     DATASETS,
+    NUM_SPLITS,
     Annotations,
-    class_name,
     flip_labels,
     read_dataset,
     read_hmdb51,
@@ -23,9 +25,11 @@ from pipelines.annotations import (
     read_something_something,
     read_something_something_v1,
     read_ucf101,
+    register_dataset,
     write_list,
 )
 from pipelines.errors import DataError
+from pipelines.label_files import class_name
 
 VIDEOS = "20bn-something-something-v2"
 CLASSES = ["Holding something next to something", "Moving something up", "Throwing something"]
@@ -409,7 +413,7 @@ def test_kinetics_file_names(tmp_path: Path, naming: str, val: str) -> None:
         ["train/R6llTwEh07w.mp4", "train/-_a_1_2-bcd.mp4", "val/___________.mp4", "test/--6bJUbfpnQ_17_27.mp4"],
         [f"using_segway/{STEMS[0]}/", f"abseiling/{STEMS[1]}/", f"val/{STEMS[2]}/", f"test/{STEMS[3]}/"],
     ],
-)  # fmt: skip
+)
 def test_kinetics_videos_are_found_wherever_they_lie(tmp_path: Path, files: list[str]) -> None:
     write(tmp_path, KINETICS | dict.fromkeys(files, ""))
     (tmp_path / "loop").symlink_to(tmp_path)
@@ -609,6 +613,30 @@ def test_read_dataset_reads_by_name(tmp_path: Path) -> None:
     assert read_dataset("ucf101", tmp_path / "ucf101", split=2).name == "ucf101-split2"
     elsewhere = read_dataset("ucf101", tmp_path, labels=tmp_path / "ucf101")
     assert elsewhere.classes == read_dataset("ucf101", tmp_path / "ucf101").classes
+
+
+def test_a_data_set_is_added_by_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DATASETS", dict(DATASETS))
+    monkeypatch.setattr(module, "NUM_SPLITS", dict(NUM_SPLITS))
+
+    @register_dataset("two", num_splits=2)
+    def read_two(root: Path, *, split: int, labels: Path | None = None) -> Annotations:
+        return Annotations(f"two-{split}", labels or root, ("a",), ())
+
+    @register_dataset("one")
+    def read_one(root: Path, *, labels: Path | None = None) -> Annotations:
+        return Annotations("one", labels or root, ("a",), ())
+
+    assert read_dataset("two", tmp_path, split=2) == read_two(tmp_path, split=2)
+    assert read_dataset("one", tmp_path, labels=tmp_path / "x") == read_one(tmp_path / "x")
+    with pytest.raises(DataError, match=r"^two has no split 3; it must be 1 or 2$"):
+        read_dataset("two", tmp_path, split=3)
+    with pytest.raises(DataError, match=r"^no data set 'none'; it must be one of .*, hmdb51, two, one$"):
+        read_dataset("none", tmp_path)
+
+
+def test_names_of_data_sets() -> None:
+    assert tuple(DATASETS) == DATASET_NAMES == ("sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51")
 
 
 @pytest.mark.parametrize(

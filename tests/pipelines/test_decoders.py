@@ -17,8 +17,10 @@ from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.ledger import Ledger
 from pipelines.loader import Decoder, create_decoder
-from pipelines.manifest import Video, VideoFile, as_video, build_manifest
+from pipelines.manifest import build_manifest
 from pipelines.plan import ClipPlan, plan_evaluation
+from pipelines.scan import as_video
+from pipelines.video import Video, VideoFile
 
 COUNT = 40
 SPEC = ClipSpec(num_segments=4, size=64)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from pipelines import ledger as module
 from pipelines import loader as loader_module
-from pipelines.annotations import Sample
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.ledger import IDLE, OFF, WORK, Lane, Ledger
 from pipelines.loader import ClipLoader
-from pipelines.manifest import Video, VideoFile, Videos
+from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan
+from pipelines.video import Sample, Video, VideoFile
 from tdn_bench.measurement.throughput import Throughput, measure, run_batches
 from tdn_bench.measurement.time_breakdown import Account, close, write_trace
 
@@ -66,7 +66,7 @@ def test_sums_are_those_of_the_spans_within_the_period(spans: list[tuple[str, in
 
 
 def test_the_account_of_a_constructed_timeline() -> None:
-    account = close(
+    breakdown = close(
         finished(
             {
                 "decode_0": {"read": 1, "decode": 6, "augment": 1, IDLE: 2},
@@ -78,16 +78,16 @@ def test_the_account_of_a_constructed_timeline() -> None:
             wall_s=10,
         )
     )
-    assert account.bottleneck == "decode"
-    assert account.overlap_efficiency == pytest.approx((8 + 9.5) / 2 / 10)
-    assert {r["thread"]: r["unexplained_percent"] for r in account.threads} == pytest.approx(
+    assert breakdown.bottleneck == "decode"
+    assert breakdown.overlap_efficiency == pytest.approx((8 + 9.5) / 2 / 10)
+    assert {r["thread"]: r["unexplained_percent"] for r in breakdown.threads} == pytest.approx(
         {"decode_0": 0, "decode_1": 0, "loader_0": 1, "consumer": 8}
     )
-    assert account.unexplained_percent == pytest.approx(8)
-    (reason,) = account.reasons()
+    assert breakdown.unexplained_percent == pytest.approx(8)
+    (reason,) = breakdown.reasons()
     assert "8.0 %" in reason
     assert "consumer" in reason
-    figures = account.figures(videos=100)
+    figures = breakdown.figures(videos=100)
     assert figures["ledger_decode_ms"] == pytest.approx(130)
     assert figures["ledger_infer_ms"] == pytest.approx(40)
     assert figures["ledger_idle_ms"] == pytest.approx(42)  # the consumer's
@@ -101,11 +101,11 @@ def test_a_gpus_own_clock_counts_for_what_it_did() -> None:
         "cuda-loader_0": {"copy": 0.5},
         "cuda-MainThread": {"infer": 9.7},
     }
-    account = close(finished(rows, wall_s=10))
-    assert (account.bottleneck, account.overlap_efficiency) == ("infer", pytest.approx(0.97))
-    assert account.stages_s["infer"] == pytest.approx(9.7)
-    assert account.stages_s["copy"] == pytest.approx(0.5)
-    assert account.unexplained_percent == pytest.approx(0)  # nobody asks a GPU what it did between two launches
+    breakdown = close(finished(rows, wall_s=10))
+    assert (breakdown.bottleneck, breakdown.overlap_efficiency) == ("infer", pytest.approx(0.97))
+    assert breakdown.stages_s["infer"] == pytest.approx(9.7)
+    assert breakdown.stages_s["copy"] == pytest.approx(0.5)
+    assert breakdown.unexplained_percent == pytest.approx(0)  # nobody asks a GPU what it did between two launches
 
 
 class Sleeper:
@@ -160,21 +160,21 @@ def run_asleep(monkeypatch: pytest.MonkeyPatch, infer_s: float, ledger: Ledger |
 
 
 def test_known_sleeps_come_out_as_stages_and_explain_the_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    account = run_asleep(monkeypatch, infer_s=0.002)
-    read, decode, augment = (account.stages_s[stage] for stage, _ in Sleeper.SHARES)
+    breakdown = run_asleep(monkeypatch, infer_s=0.002)
+    read, decode, augment = (breakdown.stages_s[stage] for stage, _ in Sleeper.SHARES)
     assert decode / read == pytest.approx(3, rel=0.35)  # a busy machine oversleeps, short sleeps the most
     assert augment / read == pytest.approx(2, rel=0.35)
-    assert account.bottleneck == "decode"
-    assert 0.5 < account.overlap_efficiency <= 1
-    assert account.unexplained_percent < 5
-    assert account.reasons() == []
-    assert {row["thread"].partition("_")[0] for row in account.threads} == {"decode", "loader", "consumer"}
+    assert breakdown.bottleneck == "decode"
+    assert 0.5 < breakdown.overlap_efficiency <= 1
+    assert breakdown.unexplained_percent < 5
+    assert breakdown.reasons() == []
+    assert {row["thread"].partition("_")[0] for row in breakdown.threads} == {"decode", "loader", "consumer"}
 
 
 def test_a_slow_network_is_the_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
-    account = run_asleep(monkeypatch, infer_s=0.15)
-    assert account.bottleneck == "infer"
-    assert 0.5 < account.overlap_efficiency <= 1
+    breakdown = run_asleep(monkeypatch, infer_s=0.15)
+    assert breakdown.bottleneck == "infer"
+    assert 0.5 < breakdown.overlap_efficiency <= 1
 
 
 def test_work_that_nobody_books_is_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,22 +190,22 @@ def test_work_that_nobody_books_is_unexplained(monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(loader, "epoch", epoch)
         run_batches(loader, sleeping_network(0.01), passes=2)
-    account = close(ledger)
-    rows = {row["thread"]: row["unexplained_percent"] for row in account.threads}
-    assert rows["consumer"] == account.unexplained_percent > 5
+    breakdown = close(ledger)
+    rows = {row["thread"]: row["unexplained_percent"] for row in breakdown.threads}
+    assert rows["consumer"] == breakdown.unexplained_percent > 5
     assert max(share for name, share in rows.items() if name.startswith("decode")) < 5
-    assert any("consumer" in reason for reason in account.reasons())
+    assert any("consumer" in reason for reason in breakdown.reasons())
 
 
 def test_a_consumer_that_only_waits_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger()
     with asleep(monkeypatch, ledger) as loader:
         run_batches(loader, None, passes=1)
-    account = close(ledger)
-    (row,) = (row for row in account.threads if row["thread"] == "consumer")
+    breakdown = close(ledger)
+    (row,) = (row for row in breakdown.threads if row["thread"] == "consumer")
     assert row["busy_percent"] == 0
     assert row["unexplained_percent"] < 5
-    assert row["idle_s"] == pytest.approx(account.stages_s[IDLE])
+    assert row["idle_s"] == pytest.approx(breakdown.stages_s[IDLE])
 
 
 def test_a_second_period_begins_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,9 +365,15 @@ def test_a_whole_run_reconciles_on_both_backends(
 ) -> None:
     trace = tmp_path / "sub" / "trace.json"
     config = Throughput(
-        checkpoint=small_checkpoint, data=motion_data, seconds=1, batch_size=4, workers=1, device="cpu",
-        backend=backend, trace=trace,
-    )  # fmt: skip
+        checkpoint=small_checkpoint,
+        data=motion_data,
+        seconds=1,
+        batch_size=4,
+        workers=1,
+        device="cpu",
+        backend=backend,
+        trace=trace,
+    )
     for _ in range(3):  # other programs may keep a thread off its core just where it books nothing
         record = measure(config)
         f = record.figures

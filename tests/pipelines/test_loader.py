@@ -15,14 +15,15 @@ from support.videos import flat_frames, write_video
 from torch import Tensor
 
 from pipelines import loader as module
-from pipelines.annotations import Sample
 from pipelines.bad_clips import BadClipPolicy
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import BadClip, DataError
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader, create_decoder
-from pipelines.manifest import Video, VideoFile, Videos, as_video, scan_file
+from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan
+from pipelines.scan import as_video, scan_file
+from pipelines.video import Sample, Video, VideoFile
 
 SPEC = ClipSpec(num_segments=2, size=16)
 COUNT = 10

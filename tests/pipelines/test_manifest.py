@@ -18,9 +18,11 @@ from support.videos import numbered_frames, write_video
 
 from pipelines import manifest as module
 from pipelines import processes
-from pipelines.annotations import Annotations, Sample, read_something_something
+from pipelines.annotations import Annotations, read_something_something
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Video, build_manifest, default_cache, scan_file
+from pipelines.manifest import Manifest, build_manifest, default_cache
+from pipelines.scan import scan_file
+from pipelines.video import Sample, Video
 
 COUNT = 30
 FRAMES = numbered_frames(COUNT, 96, 64)
@@ -416,18 +418,30 @@ rows = st.lists(
     st.builds(
         Video,
         st.builds(
-            Sample, st.text(min_size=1, max_size=8), st.sampled_from(["/set/a/b.mp4", "/set/ü c.webm", "/other/d.avi"]),
-            st.integers(-1, 300), st.sampled_from(["train", "validation", "test"]),
+            Sample,
+            st.text(min_size=1, max_size=8),
+            st.sampled_from(["/set/a/b.mp4", "/set/ü c.webm", "/other/d.avi"]),
+            st.integers(-1, 300),
+            st.sampled_from(["train", "validation", "test"]),
         ),
         st.builds(
-            module.VideoFile, st.integers(0, 2**40), st.integers(0, 2**62), st.text("0123456789abcdef", max_size=64),
-            st.sampled_from(["vp9", "h264", ""]), st.integers(0, 9999), st.integers(0, 9999),
-            st.sampled_from([0, 90, 180, 270]), st.floats(0, 120), st.integers(0, 10**6), st.integers(0, 999),
-            st.booleans(), st.sampled_from(["ok", "empty file", "truncated: ½"]),
+            module.VideoFile,
+            st.integers(0, 2**40),
+            st.integers(0, 2**62),
+            st.text("0123456789abcdef", max_size=64),
+            st.sampled_from(["vp9", "h264", ""]),
+            st.integers(0, 9999),
+            st.integers(0, 9999),
+            st.sampled_from([0, 90, 180, 270]),
+            st.floats(0, 120),
+            st.integers(0, 10**6),
+            st.integers(0, 999),
+            st.booleans(),
+            st.sampled_from(["ok", "empty file", "truncated: ½"]),
         ),
     ),
     max_size=12,
-)  # fmt: skip
+)
 
 
 @given(rows)

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.annotations import Sample
 from pipelines.clip import ClipSpec
-from pipelines.manifest import Video, VideoFile
 from pipelines.plan import (
     ClipPlan,
     center_crop,
@@ -20,6 +18,7 @@ from pipelines.plan import (
     shard,
 )
 from pipelines.sampling import center_frame_indices
+from pipelines.video import Sample, Video, VideoFile
 
 SPEC = ClipSpec()
 sizes = st.integers(1, 500)

@@ -44,9 +44,13 @@ def test_ctrl_c_is_told_once(tmp_path: Path, moment: str) -> None:
     script.write_text(SCRIPT)
     root = ROOT
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == moment:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import DATA
 
-from pipelines.annotations import Sample
-from pipelines.manifest import Video, VideoFile, Videos
+from pipelines.manifest import Videos
 from pipelines.sampling import center_frame_indices, evenly_spaced, random_frame_indices
+from pipelines.video import Sample, Video, VideoFile
 
 REFERENCE = json.loads((DATA / "val_frame_indices.json").read_text())
 CASES = [(int(t), int(n), indices) for t, rows in REFERENCE.items() for n, indices in rows.items()]

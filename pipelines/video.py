@@ -1,0 +1,63 @@
+"""What is known of one video: how it is annotated, and what the scan found in its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SPLITS = ("train", "validation", "test")
+NEEDED_SPLITS = SPLITS[:2]
+UNKNOWN_LABEL = -1  # of a test video whose class the release keeps to itself
+OK = "ok"
+JPEG_FRAMES = "jpeg"  # the codec of a folder of frames
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated video: `path` is absolute, a video file or a folder of JPEG frames.
+
+    `label` is an index into the data set's classes; −1 (unknown) occurs in the split "test" only.
+    """
+
+    id: str
+    path: str
+    label: int
+    split: str
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """What the scan found in one file, or folder of frames.
+
+    `width` and `height` are those of the upright picture, `rotation` the degrees counter-clockwise that make it so.
+    `keyframe_spacing` is the longest run of frames from one key frame to the next. `status` is "ok" or, in a few
+    words, why the file cannot be used.
+    """
+
+    bytes: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    codec: str = ""
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    fps: float = 0.0
+    num_frames: int = 0
+    keyframe_spacing: int = 0
+    variable_rate: bool = False
+    status: str = OK
+
+
+@dataclass(frozen=True)
+class Video:
+    """One row of a manifest: an annotated video and its file."""
+
+    sample: Sample
+    file: VideoFile
+
+    @property
+    def id(self) -> str:
+        return self.sample.id
+
+    @property
+    def path(self) -> str:
+        return self.sample.path
