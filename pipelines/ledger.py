@@ -23,7 +23,10 @@ Span = tuple[str, float, float, str]  # stage, or "" for a whole task; start, en
 
 
 class Lane:
-    """One thread's page of the ledger; no other thread writes to it. Between `begin` and `end` a clock runs, which `lap` reads."""
+    """One thread's page of the ledger, which no other thread writes to. `seconds` holds what it booked, by stage.
+
+    Between `begin` and `end` a clock runs, which `lap` reads; all times are seconds of `time.perf_counter`.
+    """
 
     def __init__(self, name: str = "", since_s: float = -math.inf, trace: bool = False) -> None:
         self.name, self.what, self.thread = name, "", threading.current_thread()
@@ -48,7 +51,7 @@ class Lane:
         return sum(self.seconds[stage] for stage in WORK)
 
     def add(self, stage: str, start_s: float, end_s: float, what: str = "") -> None:
-        """Book what of the span lies in the measured period."""
+        """Book a span to one of WORK or IDLE: what of it lies in the measured period."""
         if start_s < self.since_s:
             start_s = self.since_s
         if end_s > self.until_s:
@@ -96,7 +99,13 @@ NOBODY = _Nobody()
 
 class Ledger:
     """The lanes of all threads of a run, and those of its GPU. `start` and `stop` are the consumer's to call, while
-    no other thread is at work: they bound the measured period, and what straddles them is cut."""
+    no other thread is at work: they bound the measured period, and what straddles them is cut.
+
+    Args:
+        device: Where the network runs; work on a GPU is timed by its own events.
+        on: False books nothing, and costs next to nothing.
+        trace: Keep every span, at most MAX_SPANS a thread, for a trace.
+    """
 
     def __init__(self, device: torch.device | str = "cpu", *, on: bool = True, trace: bool = False) -> None:
         self.device, self.on, self.trace = torch.device(device), on, trace
