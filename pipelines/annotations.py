@@ -254,7 +254,8 @@ def read_lists(train: Path, validation: Path, *, root: Path | None = None, class
     """Read the authors' `path num_frames label` lists; paths are relative to `root` (default: the list's folder).
 
     The label is the last column, num_frames the one before it (not trusted: files are counted); a path may
-    hold spaces. `classes` is a text file with one class name a line; without it classes go by number.
+    hold spaces. `classes` is a text file with one class name a line; without it classes go by number. Raises DataError
+    naming the file and line that is wrong.
     """
     samples: list[Sample] = []
     for split, path in zip(NEEDED_SPLITS, (train, validation), strict=True):
@@ -277,7 +278,7 @@ def write_list(path: Path, rows: Iterable[tuple[str, int, int]]) -> None:
     lines = []
     for video, num_frames, label in rows:
         if video.splitlines() != [video] or video != video.rstrip() or num_frames < 0 or label < 0:
-            reason = "a list takes one-line paths without a space at the end, frames and labels from 0"
+            reason = "a list takes one-line paths without trailing spaces, and numbers of frames and labels from 0"
             raise DataError(f"{path}: cannot hold ({video!r}, {num_frames}, {label}); {reason}")
         lines.append(f"{video} {num_frames} {label}\n")
     try:

@@ -56,7 +56,7 @@ class BadClips:
                 with self.policy.log.open("a", encoding="utf-8") as f:
                     f.write(line + "\n")
         if self.policy.on_bad_clip == "error":
-            raise DataError(f"{bad}; repair it, or leave bad clips out by --on-bad-clip skip")
+            raise DataError(f"{bad}; repair the file, or leave bad clips out with --on-bad-clip skip")
 
     def add_replacements(self, count: int) -> None:
         """Note that `count` replacement samples were drawn."""

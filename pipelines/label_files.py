@@ -28,7 +28,7 @@ VIDEO_SUFFIXES = (
     ".3gp",
 )
 HEADER = ("label", "labels", "video", "id", "video;label", "id;label")  # first lines that some copies add
-ADVICE = "put it there, or name the folder that holds the label files by --labels"
+ADVICE = "put it there, or name the folder that holds the label files with --labels"
 
 
 def class_name(template: str) -> str:

@@ -121,7 +121,9 @@ class ClipLoader:
         self.rank, self.world_size, self.ledger = rank, world_size, ledger
         self.device = torch.device(device)
         if not videos:
-            raise DataError("the split lists no video: its annotation file is missing; name another split or file")
+            raise DataError(
+                "the split lists no videos: its annotation file is missing; add it, or choose another split"
+            )
         self.bad_clips = BadClips(policy, len(videos))
         self.wait_s = 0.0  # time that the consumer spent waiting for a batch
         # A video known to be bad never enters a batch; the ranks agree on what is left.
@@ -280,7 +282,8 @@ class ClipLoader:
             current = {i: self._replacement(*places[i], attempt) for i in open_places}
         else:
             raise DataError(
-                f"{MAX_REPLACEMENTS} replacement samples in a row for one bad clip are bad too; scan the data anew"
+                f"{MAX_REPLACEMENTS} replacement samples in a row for one bad clip are bad, too; "
+                "run `tdn-bench prepare` again"
             )
         return self._collate([done[i] for i in sorted(done)]) if done else None
 

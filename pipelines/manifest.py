@@ -174,10 +174,14 @@ class Manifest:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, UnicodeEncodeError, pa.ArrowInvalid) as e:
-            raise DataError(f"{path}: not a readable manifest ({str(e).splitlines()[0]}); make one by prepare") from e
+            raise DataError(
+                f"{path}: not a readable manifest ({str(e).splitlines()[0]}); make one with `tdn-bench prepare`"
+            ) from e
         notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if notes.get("manifest_version") != str(MANIFEST_VERSION) or not table.schema.equals(_SCHEMA):
-            raise DataError(f"{path}: not a manifest of version {MANIFEST_VERSION}; make it anew by prepare")
+            raise DataError(
+                f"{path}: not a manifest of version {MANIFEST_VERSION}; make it again with `tdn-bench prepare`"
+            )
         folder = Path(root.absolute() if root is not None else notes["root"])
         return cls(notes["name"], tuple(json.loads(notes["classes"])), folder, table)
 
@@ -234,8 +238,8 @@ def _cache_errors(cache: Path | None) -> Iterator[None]:
         yield
     except OSError as e:
         raise DataError(
-            f"{cache}: what was scanned cannot be remembered there ({e.strerror}); make room, or name another folder "
-            "by the environment variable XDG_CACHE_HOME"
+            f"{cache}: the scan cannot be saved there ({e.strerror}); free some space, or set the environment variable "
+            "XDG_CACHE_HOME to another folder"
         ) from e
 
 
@@ -256,7 +260,7 @@ def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str,
     except BrokenProcessPool as e:
         raise DataError(
             f"{paths[done]}: a scanning process died at this file or one of the {16 * workers} after it (FFmpeg "
-            "crashed, or memory ran out); what was scanned is remembered: run again, with fewer --workers"
+            "crashed, or memory ran out); finished files are not scanned again: rerun with fewer --workers"
         ) from e
 
 
@@ -277,7 +281,7 @@ def default_cache(root: Path) -> Path:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as e:
-        raise DataError("this user has no home folder: name one for caches by the variable XDG_CACHE_HOME") from e
+        raise DataError("this user has no home folder; set XDG_CACHE_HOME to a folder for caches") from e
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return base / "tdn_bench" / f"{root.resolve().name}-{key}.jsonl"
 

@@ -311,7 +311,7 @@ def _claim(root: Path, stamp: dict[str, int]) -> None:
                 "remove the folder or choose another"
             )
     elif root.exists() and any(entry.is_file() for entry in root.rglob("*")):
-        raise DataError(f"{root} holds something else than synthetic clips: choose another folder")
+        raise DataError(f"{root} holds something other than synthetic clips: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(stamp).encode())
 

@@ -381,7 +381,7 @@ def test_no_usable_video_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         ClipLoader(Videos.of(rows), SPEC, 2, backend="pyav")
     assert str(caught.value) == f"none of 2 videos can be used, first {tmp_path}/a.webm: empty file"
-    with pytest.raises(DataError, match="the split lists no video"):
+    with pytest.raises(DataError, match="the split lists no videos"):
         ClipLoader(Videos.of([]), SPEC, 2, backend="pyav")
 
 

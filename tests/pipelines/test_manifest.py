@@ -242,7 +242,7 @@ def test_default_cache_lies_in_the_users_cache_folder(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match=r"file/files\.jsonl: what was scanned .* by .*XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match=r"file/files\.jsonl: the scan cannot be saved .*XDG_CACHE_HOME"):
         build_manifest(annotate([write_video(tmp_path / "a.webm", FRAMES)]), cache=tmp_path / "file" / "files.jsonl")
 
 
@@ -477,7 +477,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes | None) -
     with pytest.raises(DataError, match="not a readable manifest"):
         Manifest.open(path)
     path.write_bytes(whole.replace(b"keyframe_spacing", b"keyframe_distanc"))
-    with pytest.raises(DataError, match="not a manifest of version 3; make it anew by prepare"):
+    with pytest.raises(DataError, match="not a manifest of version 3; make it again with `tdn-bench prepare`"):
         Manifest.open(path)
 
 
