@@ -16,7 +16,8 @@ COLOURS = 3
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """How one video becomes one clip: T·L frames, cropped and resized to size × size pixels.
+    """How one video becomes one clip: T·L frames (`num_segments` · `frames_per_segment`), cropped and resized to
+    size × size pixels.
 
     `crop_ratio` is the share of the short side that the centre crop of an evaluation keeps: 224 of 256 in the
     one-clip protocol of the paper. `crop_scales` are the shares that a training crop's sides may take.
@@ -34,6 +35,7 @@ class ClipSpec:
 
     @property
     def num_views(self) -> int:
+        """Clips that an evaluation makes of one video."""
         return self.num_clips * self.num_crops
 
     @property

@@ -48,9 +48,9 @@ def read_ahead(path: str) -> None:
 
 
 def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: Lane) -> None:
-    """Call `take(number, frame)` once for each distinct frame of the plan, as it is decoded.
+    """Call `take(number, frame)` once for each distinct frame of the plan, as it is decoded; book the stages in `lane`.
 
-    Raises BadClip where the file does not hold what the manifest promised.
+    Raises BadClip where the file does not hold what the manifest promised, or cannot be decoded.
     """
     import av
 
@@ -80,14 +80,7 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: 
             packets = video_packets(container, stream)
             times = [p.pts for p in packets if not p.is_discard]
             lane.lap("demux")
-            if len(times) != video.file.num_frames:
-                reason = f"holds {len(times)} frames, {video.file.num_frames} at the scan"
-                raise BadClip(video.id, video.path, reason)
-            if wanted[-1] >= len(times):
-                raise BadClip(video.id, video.path, f"holds no frame {wanted[-1]}, only {len(times)}")
-            damaged = next((i for i, p in enumerate(packets) if p.is_corrupt), None)
-            if damaged is not None:  # MJPEG passes on half a picture unmarked
-                raise BadClip(video.id, video.path, f"packet {damaged} is damaged")
+            _check_packets(packets, len(times), plan)
             codec = stream.codec_context
             # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from
             # an AVI shows it by times that ascend in the file's order, though its decoder reorders frames.
@@ -111,6 +104,18 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: 
         raise BadClip(video.id, video.path, f"cannot be decoded: {reason}") from e
     if left:
         raise BadClip(video.id, video.path, f"frame {min(left)} of {video.file.num_frames} cannot be decoded")
+
+
+def _check_packets(packets: Sequence[Packet], num_frames: int, plan: ClipPlan) -> None:
+    """Raise BadClip where the file holds another number of frames than at the scan, or a damaged packet."""
+    video = plan.video
+    if num_frames != video.file.num_frames:
+        raise BadClip(video.id, video.path, f"holds {num_frames} frames, {video.file.num_frames} at the scan")
+    if plan.wanted[-1] >= num_frames:
+        raise BadClip(video.id, video.path, f"holds no frame {plan.wanted[-1]}, only {num_frames}")
+    damaged = next((i for i, p in enumerate(packets) if p.is_corrupt), None)
+    if damaged is not None:  # MJPEG passes on half a picture unmarked
+        raise BadClip(video.id, video.path, f"packet {damaged} is damaged")
 
 
 def decode_strictly(stream: Any) -> None:
@@ -300,7 +305,10 @@ def read_frames(plan: ClipPlan, lane: Lane) -> Iterator[bytes]:
 
 
 class PyAVDecoder:
-    """Decodes a batch of plans with `workers` threads (FFmpeg, libjpeg-turbo and torch all release the GIL)."""
+    """Decodes a batch of plans on the CPU with `workers` threads (FFmpeg, libjpeg-turbo and torch release the GIL).
+
+    `verify` compares each file's sha256 with the scan's first.
+    """
 
     name = "pyav"
     concurrent = True
@@ -330,4 +338,5 @@ class PyAVDecoder:
             lane.end()
 
     def close(self) -> None:
+        """End the threads; what has not begun is not decoded."""
         self._pool.shutdown(cancel_futures=True)

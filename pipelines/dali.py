@@ -29,7 +29,10 @@ GPU_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "libdav1d", "mpeg4"}
 
 
 class DaliDecoder:
-    """Decodes, crops, resizes and flips a batch of plans with DALI, in one call each."""
+    """Decodes, crops, resizes and flips a batch of plans with DALI, in one call each, on the CPU or on a GPU.
+
+    `verify` compares each file's sha256 with the scan's first. Raises DataError where DALI is not installed.
+    """
 
     name = "dali"
     concurrent = False  # one stream of operators

@@ -73,15 +73,18 @@ def find_videos(folders: Iterable[Path], wanted: Mapping[str, str], deep: bool) 
 
 
 def check_root(root: Path, advice: str = "") -> None:
+    """Raise DataError where the data set's folder is not there; `advice` ends the message."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder{advice or '; name the folder that holds the data set'}")
 
 
 def existing_folders(root: Path, names: Iterable[str]) -> list[Path]:
+    """Those of the named folders below `root` that are there."""
     return [root / name for name in names if (root / name).is_dir()]
 
 
 def in_places(places: Iterable[str], *names: str) -> list[str]:
+    """Every name in every place ("" or "folder/"), the first place first."""
     return [place + name for place in places for name in names]
 
 
@@ -145,6 +148,7 @@ def csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, dict[str, str]]]
 
 
 def class_index(name: str, index: dict[str, int], where: str, source: str) -> int:
+    """The label of a class. Raises DataError for a name that `source` does not list."""
     if name not in index:
         raise DataError(f"{where} names an unknown class {name!r}; it must be one of {source}")
     return index[name]
@@ -169,6 +173,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_json(path: Path):  # type: ignore[no-untyped-def]  # JSON: checked where it is used
+    """A whole JSON file. Raises DataError where it cannot be read."""
     try:
         return json.loads(_read_text(path))
     except json.JSONDecodeError as e:

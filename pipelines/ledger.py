@@ -48,6 +48,7 @@ class Lane:
 
     @property
     def busy_s(self) -> float:
+        """Seconds that were booked to work."""
         return sum(self.seconds[stage] for stage in WORK)
 
     def add(self, stage: str, start_s: float, end_s: float, what: str = "") -> None:
@@ -62,6 +63,7 @@ class Lane:
                 self.keep(stage, start_s, end_s, what)
 
     def keep(self, name: str, start_s: float, end_s: float, what: str) -> None:
+        """Note a span for the trace, where one is wanted."""
         if self.spans is not None and len(self.spans) < MAX_SPANS:
             self.spans.append((name, start_s, end_s, what))
 

@@ -149,6 +149,7 @@ class ClipLoader:
 
     @property
     def training(self) -> bool:
+        """Whether it shuffles and augments."""
         return self.flipped_labels is not None
 
     def _shard(self, epoch: int) -> np.ndarray:

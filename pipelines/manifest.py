@@ -126,6 +126,7 @@ class Manifest:
 
     @classmethod
     def of(cls, name: str, classes: tuple[str, ...], videos: Iterable[Video], root: Path = Path("/")) -> Self:
+        """A manifest of rows that are at hand; paths below `root` are kept relative to it."""
         return cls(name, classes, root, Videos.of(videos, root)._table)
 
     @property

@@ -28,7 +28,7 @@ class ClipPlan:
     """What to do with one video: which frames, which part of the picture, which size; flip; label."""
 
     video: Video
-    frames: np.ndarray  # (clips·T, L)
+    frames: np.ndarray  # int64 (clips·T, L), zero-based
     crop: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
     flip: bool
     label: int
@@ -73,7 +73,7 @@ def three_windows(width: int, height: int, size: int) -> tuple[tuple[int, int], 
 
 
 def plan_evaluation(video: Video, spec: ClipSpec) -> ClipPlan:
-    """One centred clip, or clips drawn at random; the centre crop, or three crops.
+    """The views of an evaluation: one centred clip, or clips drawn at random; the centre crop, or three crops.
 
     The draw depends on the video's id alone: the views are the same in every run, list and backend.
     """
@@ -97,7 +97,8 @@ def plan_training(
 ) -> ClipPlan:
     """Random frames, multi-scale crop, flip with probability ½; a flip takes the label's mirror image.
 
-    `position` is the video's place in its split: the draw does not depend on order, batch or rank.
+    `position` is the video's place in its split: the draw does not depend on order, batch or rank. `flipped_labels`
+    holds the mirror image of each label, see `annotations.flip_labels`.
     """
     rng = np.random.default_rng((seed, epoch, position))
     frames = random_frame_indices(video.file.num_frames, spec.num_segments, rng, spec.frames_per_segment)
@@ -113,7 +114,7 @@ def replacement(count: int, *, seed: int, epoch: int, position: int, attempt: in
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """The order in which an epoch visits positions 0 … count−1."""
+    """The order in which an epoch visits positions 0 … count−1: int64 (count,)."""
     if not shuffle:
         return np.arange(count)
     return np.random.default_rng((seed, epoch)).permutation(count)
