@@ -12,7 +12,7 @@ from support.paths import SHARED
 from pipelines.errors import BadClip
 
 
-@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_damaged_files_are_named_or_whole(tmp_path: Path, real: bool) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     if real and not (SHARED / "data").is_dir():
