@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.base import Calibration, EngineError, EngineSpec, FileEngine, copy_network, device_type, ladder
+from engines.base import FileEngine, copy_network
 from engines.pytorch import float32_as, keep_freed_memory, place, torch_details, why_no_compiler
+from engines.spec import Calibration, EngineError, EngineSpec, device_type, ladder
 
 
 class AotiEngine(FileEngine):
     """A package runs on the kind of processor or card it was compiled on, and nowhere else."""
 
     name = "aoti"
+    cpu_precisions = ("fp32", "bf16", "fp16")
+    cuda_precisions = ("fp32", "tf32", "bf16", "fp16")
     suffix = ".pt2"
     libraries = ("triton",)
 
@@ -62,5 +65,5 @@ class AotiEngine(FileEngine):
         return torch_details() | {"file_bytes": self.file_bytes, "from_cache": self.from_cache}
 
     @staticmethod
-    def why_unavailable(device: str) -> str | None:
+    def what_is_missing(device: str) -> str | None:
         return why_no_compiler(device)

@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import EngineError
-from engines.key import NotCacheable, engine_key
-
-__all__ = ["Artifact", "NotCacheable", "cached", "default_folder", "engine_key", "prune"]
+from engines.spec import EngineError
 
 KEEP_BYTES = 20 * 10**9
 
@@ -36,8 +33,8 @@ class Artifact:
     hit: bool
 
 
-def default_folder() -> Path:
-    """Where engines are kept unless the user names a folder."""
+def default_cache_dir() -> Path:
+    """Where built engines are cached unless the user names a folder: ~/.cache/tdn_bench/engines."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdn_bench" / "engines"
 
 
@@ -52,6 +49,7 @@ def cached(
 ) -> Iterator[Artifact]:
     """`with cached(…) as artifact:` gives the file that `build(path)` writes for `key`; the path holds inside the with.
 
+    `key` is fit for JSON, `keep_bytes` is the size that the folder may have (`prune`), `suffix` the file name's.
     It is built where there is none, or none that is whole and has this very key; a process that wants the same key
     waits meanwhile, and then has it. What `build` raises goes through and leaves no entry. A folder that cannot be
     written costs a warning and a build at every start. Raises EngineError for one that cannot be made.
@@ -64,8 +62,8 @@ def cached(
             folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(_lock(payload.with_suffix(".lock"), fcntl.LOCK_SH))
         except OSError as error:
-            if not folder.is_dir() and folder != default_folder():
-                raise EngineError(f"no engine cache can be made at {folder}, name another folder: {error}") from error
+            if not folder.is_dir() and folder != default_cache_dir():
+                raise EngineError(f"cannot create the engine cache {folder}, name another folder: {error}") from error
             problem = error
         hit = _intact(payload, key)
         if not hit and problem is None:
@@ -81,7 +79,10 @@ def cached(
             with suppress(OSError):
                 prune(folder, keep_bytes)
         elif not hit:
-            warnings.warn(f"no engine can be kept in {folder}, each start builds its own: {problem}", stacklevel=3)
+            warnings.warn(
+                f"cannot write to the engine cache {folder}, engines are built anew at every start: {problem}",
+                stacklevel=3,
+            )
             payload = Path(stack.enter_context(tempfile.TemporaryDirectory())) / payload.name
             build(payload)
         yield Artifact(payload, hit)

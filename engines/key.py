@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.base import IMPORTED_S, EngineError, EngineSpec, device_type
+from engines.spec import IMPORTED_S, EngineError, EngineSpec, device_type
 
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 _MODULE_STATE = frozenset(vars(nn.Module()))  # what torch itself keeps in every module, `training` among it
@@ -32,11 +32,12 @@ class NotCacheable(EngineError):
 def engine_key(
     name: str, network: nn.Module, spec: EngineSpec, libraries: Sequence[str], calibration: Sequence[Tensor] | None
 ) -> dict[str, Any]:
-    """All that the built file depends on. Exports nothing. Raises NotCacheable.
+    """All that the built file of engine `name` depends on, fit for JSON. Exports nothing. Raises NotCacheable.
 
-    `libraries` are the distributions whose versions matter. Weights count as they are, not as the precision rounds
-    them. Code counts as it stands in the folders of the files that define the network's classes: what it imports from
-    elsewhere does not. Without a GPU an engine for cuda is one for any card.
+    `libraries` are the distributions whose versions matter, `calibration` batches of uint8 frames. Weights
+    count as they are, not as the precision rounds them. Code counts as it stands in the folders of the files that
+    define the network's classes: what it imports from elsewhere does not. Without a GPU an engine for cuda is one for
+    any card.
     """
     folders = {Path(__file__).parent.resolve()}
     try:

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engines.base import DTYPES, QUANTISED, Calibration, EngineError, EngineSpec, copy_network
+from engines.base import copy_network
 from engines.quantize import calibrate, quantise_onnx
+from engines.spec import DTYPES, QUANTISED, Calibration, EngineError, EngineSpec
 
 OPSET = 22  # the first whose Conv takes bf16
 
 
 class CastFirst(nn.Module):
-    """Casts the frames before the network touches them: TensorRT takes uint8 at the edge of a graph only."""
+    """`network`, behind a cast of the uint8 frames to `dtype`: TensorRT takes uint8 at the edge of a graph only."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,11 +47,19 @@ def export_onnx(
     floating: str,
     calibration: Calibration = None,
 ) -> None:
-    """Write `network`, as `engine` is to run it, to `path`; in the type `floating`, for int8 and fp8 with Q/DQ pairs.
+    """Write `network`, as `engine` is to run it, to `path`.
 
-    The graph's input is `frames`, uint8 (batch, T, L, H, W, C), the batch fixed or, where the spec is ranged, free; its
-    output is `logits`, float32 (batch, classes). Raises EngineError for a network that cannot be exported, or that is
-    to be ranged and works for one batch size only.
+    The graph's input is `frames`, uint8 (batch, T, L, H, W, C), its output `logits`, float32 (batch, classes); the
+    batch is spec.max_batch, or free with spec.dynamic_batch.
+
+    Args:
+        engine: the engine's name, for the network's `for_inference`.
+        floating: the precision of what is not quantised, a key of DTYPES. spec.precision matters for int8 and fp8
+            alone: those put Quantize/DequantizeLinear pairs around the layers to quantise.
+        calibration: batches of uint8 frames, for int8 and fp8.
+
+    Raises EngineError for a network that cannot be exported, or that works for one batch size only where the batch is
+    to be dynamic.
     """
     import onnx
 
@@ -58,9 +67,9 @@ def export_onnx(
     ranges = {}
     if spec.precision in QUANTISED:
         exact = plain if floating == "fp32" else copy_network(network, replace(spec, device="cpu"), engine, "fp32")
-        found = calibrate(exact, calibration, spec.keep, unsigned=engine != "trt")  # TensorRT has no uint8
+        found = calibrate(exact, calibration, spec.exclude_layers, unsigned=engine != "trt")  # TensorRT has no uint8
         ranges = {f"network.{name}": limits for name, limits in found.items()}
-    example = torch.zeros(2 if spec.ranged else spec.max_batch, *spec.frames_shape, dtype=torch.uint8)
+    example = torch.zeros(2 if spec.dynamic_batch else spec.max_batch, *spec.frames_shape, dtype=torch.uint8)
     try:
         with _quiet():
             torch.onnx.export(
@@ -73,7 +82,7 @@ def export_onnx(
                 external_data=False,
                 input_names=["frames"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if spec.ranged else None,
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if spec.dynamic_batch else None,
             )
         if ranges:
             quantise_onnx(path, ranges, spec.precision)
@@ -83,7 +92,7 @@ def export_onnx(
         message = f"this network does not export to ONNX in {spec.precision} (eager and compile need no export)"
         raise EngineError(f"{message}: {reason}") from error
     graph = onnx.load(path).graph
-    if spec.ranged and not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+    if spec.dynamic_batch and not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise EngineError("the network works for one batch size only: slice its first dimension, never chunk or split")
 
 

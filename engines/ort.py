@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.base import QUANTISED, Calibration, EngineSpec, EngineUnavailable, FileEngine, device_type
+from engines.base import FileEngine
 from engines.onnx_export import export_onnx, why_export_unavailable
+from engines.spec import QUANTISED, Calibration, EngineSpec, EngineUnavailable, device_type
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 GET_GPU = "pip install onnxruntime-gpu in place of onnxruntime, of a release for torch's CUDA and cuDNN"
@@ -20,12 +21,15 @@ class OnnxEngine(FileEngine):
     """The file is the exported network: it may be moved to any machine."""
 
     name = "onnx"
+    # ONNX Runtime has no convolution in bf16, on the CPU none in fp16, on a GPU none in int8
+    cpu_precisions = ("fp32", "int8")
+    cuda_precisions = ("fp32", "tf32", "fp16")
     suffix = ".onnx"
     libraries = ("onnx", "onnxscript")
 
     def __init__(self, spec: EngineSpec, path: Path) -> None:
         super().__init__(spec, path)
-        self.sizes = None if spec.ranged else (spec.max_batch,)
+        self.sizes = None if spec.dynamic_batch else (spec.max_batch,)
         import onnxruntime
 
         self._device = device_type(spec.device)
@@ -37,9 +41,10 @@ class OnnxEngine(FileEngine):
         if self._device == "cuda":
             self._stream = torch.cuda.current_stream(spec.device).cuda_stream
             provider_options = {
-                "device_id": self._index, "user_compute_stream": str(self._stream),
+                "device_id": self._index,
+                "user_compute_stream": str(self._stream),
                 "use_tf32": int(spec.precision == "tf32"),
-            }  # fmt: skip
+            }
         self._session = onnxruntime.InferenceSession(path, options, providers=[(wanted, provider_options)])
         if self._session.get_providers()[0] != wanted:  # it falls back to the CPU without an error
             raise EngineUnavailable(f"ONNX Runtime could not start its {wanted}: {GET_GPU}")
@@ -73,7 +78,7 @@ class OnnxEngine(FileEngine):
         }
 
     @staticmethod
-    def why_unavailable(device: str) -> str | None:
+    def what_is_missing(device: str) -> str | None:
         if importlib.util.find_spec("onnxruntime") is None:
             return "ONNX Runtime is not installed: pip install onnxruntime (with a GPU: onnxruntime-gpu)"
         import onnxruntime

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.base import Calibration, EngineError, EngineSpec, FileEngine, device_type
+from engines.base import FileEngine
 from engines.onnx_export import export_onnx, why_export_unavailable
+from engines.spec import Calibration, EngineError, EngineSpec
 
 
 def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
@@ -25,7 +26,7 @@ def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
     return {
         "INFERENCE_PRECISION_HINT": "f32" if spec.precision == "fp32" or not has_bf16 else "bf16",
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1 if spec.ranged else min(spec.max_batch, threads),
+        "NUM_STREAMS": 1 if spec.dynamic_batch else min(spec.max_batch, threads),
     }
 
 
@@ -37,6 +38,7 @@ class OpenVinoEngine(FileEngine):
     """
 
     name = "openvino"
+    cpu_precisions = ("fp32", "bf16", "int8")
     suffix = ".blob"
     libraries = ("openvino", "onnx", "onnxscript")
 
@@ -47,7 +49,7 @@ class OpenVinoEngine(FileEngine):
         core = openvino.Core()
         with path.open("rb") as blob:
             self._compiled = core.import_model(blob.read(), "CPU", _properties(spec, core))
-        count = 1 if spec.ranged else spec.max_batch
+        count = 1 if spec.dynamic_batch else spec.max_batch
         self._requests = [self._compiled.create_infer_request() for _ in range(count)]
 
     @classmethod
@@ -58,10 +60,10 @@ class OpenVinoEngine(FileEngine):
         properties = _properties(spec, core)
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "network.onnx"  # in fp32: OpenVINO rounds by the hint
-            one = spec if spec.ranged else replace(spec, max_batch=1)
+            one = spec if spec.dynamic_batch else replace(spec, max_batch=1)
             export_onnx(network, one, exported, engine=cls.name, floating="fp32", calibration=calibration)
             model = core.read_model(exported)
-            if spec.ranged:
+            if spec.dynamic_batch:
                 model.reshape([openvino.Dimension(1, spec.max_batch), *spec.frames_shape])
             path.write_bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
@@ -69,7 +71,7 @@ class OpenVinoEngine(FileEngine):
         import openvino
 
         clips = frames.contiguous().numpy()
-        parts = [clips] if self.spec.ranged else [clips[i : i + 1] for i in range(len(clips))]
+        parts = [clips] if self.spec.dynamic_batch else [clips[i : i + 1] for i in range(len(clips))]
         requests = self._requests[: len(parts)]
         for request, part in zip(requests, parts, strict=True):
             request.start_async({0: openvino.Tensor(part, shared_memory=True)}, share_inputs=True)
@@ -90,9 +92,7 @@ class OpenVinoEngine(FileEngine):
         }
 
     @staticmethod
-    def why_unavailable(device: str) -> str | None:
-        if device_type(device) != "cpu":
-            return "OpenVINO runs on the CPU here: use the device cpu"
+    def what_is_missing(device: str) -> str | None:
         if importlib.util.find_spec("openvino") is None:
             return "OpenVINO is not installed: pip install openvino"
         return why_export_unavailable()

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.base import Calibration, EngineError
+from engines.spec import Calibration, EngineError
 
 BINS = 2048
 MIN_CHANNELS = 32  # a convolution with fewer channels on either side gains nothing from eight bits
@@ -34,10 +35,10 @@ class Range:
     signed: bool
 
 
-def quantisable(network: nn.Module, keep: Iterable[str] = ()) -> dict[str, nn.Conv2d]:
-    """The layers of `network` that quantisation is for, by name, without those named in `keep` or below such a name.
+def quantisable(network: nn.Module, exclude_layers: Iterable[str] = ()) -> dict[str, nn.Conv2d]:
+    """The layers of `network` that quantisation is for, by name, without `exclude_layers` and what lies below them.
 
-    Raises EngineError for a name in `keep` that stands for no such layer.
+    Raises EngineError for a name in `exclude_layers` that stands for no such layer.
     """
     layers = {
         name: module
@@ -46,11 +47,11 @@ def quantisable(network: nn.Module, keep: Iterable[str] = ()) -> dict[str, nn.Co
         and module.groups == 1
         and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
     }
-    for kept in keep:
-        found = [name for name in layers if name == kept or name.startswith(f"{kept}.")]
+    for excluded in exclude_layers:
+        found = [name for name in layers if name == excluded or name.startswith(f"{excluded}.")]
         if not found:
             example = next(iter(layers), "(this network has none)")
-            raise EngineError(f"keep names {kept!r}, which is no quantised layer; these are called like {example}")
+            raise EngineError(f"--exclude-layers {excluded}: no quantised layer has this name; an example is {example}")
         for name in found:
             del layers[name]
     return layers
@@ -58,12 +59,15 @@ def quantisable(network: nn.Module, keep: Iterable[str] = ()) -> dict[str, nn.Co
 
 @torch.inference_mode()
 def calibrate(
-    network: nn.Module, calibration: Calibration, keep: Iterable[str] = (), *, unsigned: bool
+    network: nn.Module, calibration: Calibration, exclude_layers: Iterable[str] = (), *, unsigned: bool
 ) -> dict[str, Range]:
-    """The range of what each quantisable layer reads, over batches of uint8 frames; `network` is in eval mode.
-    `unsigned` allows uint8 for what is never negative."""
+    """The range of what each quantisable layer reads, by the layer's name; `network` is in eval mode.
+
+    `calibration` are batches of uint8 frames (B, T, L, H, W, C), at least one. `unsigned` allows uint8 for what is
+    never negative. Raises EngineError as `quantisable` does.
+    """
     assert calibration
-    layers = quantisable(network, keep)
+    layers = quantisable(network, exclude_layers)
     device = next(network.parameters()).device
     lows, highs = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in layers}
@@ -149,66 +153,92 @@ def _rounded(steps: Tensor, top: int, precision: str) -> Tensor:
 def quantise_onnx(path: Path, ranges: Mapping[str, Range], precision: str) -> None:
     """Put Q/DQ pairs before both inputs of the named layers' convolutions in the exported `path`, in place.
 
-    `ranges` are by the names of the exported network's weights, without their ".weight".
+    `ranges` are by the names of the exported network's weights, without their ".weight"; `precision` is int8 or fp8.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(path)
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name.removesuffix(".weight") in ranges}
-    eight = {  # signed or not: the type and its largest number
-        True: (TensorProto.FLOAT8E4M3FN, E4M3_MAX) if precision == "fp8" else (TensorProto.INT8, 127),
-        False: (TensorProto.FLOAT8E4M3FN, E4M3_MAX) if precision == "fp8" else (TensorProto.UINT8, 255),
-    }
-    nodes: list[onnx.NodeProto] = []
-    done: dict[object, str] = {}  # what was quantised once serves all that read it
+    _PairWriter(model.graph, ranges, precision).write()
+    onnx.save(model, path)
 
-    def constant(name: str, values: np.ndarray, kind: int) -> str:
-        if kind == TensorProto.FLOAT8E4M3FN:  # numpy has no such type
-            raw = torch.from_numpy(np.array(values, np.float32)).to(torch.float8_e4m3fn).view(torch.uint8)
-            graph.initializer.append(helper.make_tensor(name, kind, values.shape, raw.numpy().tobytes(), raw=True))
-        else:
-            array = np.array(values).astype(helper.tensor_dtype_to_np_dtype(kind))
-            graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
 
-    def pair(source: str, scale: np.ndarray, kind: int, floating: int) -> str:
-        names = [constant(f"{source}/scale{len(done)}", scale, floating)]
-        names.append(constant(f"{source}/zero{len(done)}", np.zeros(scale.shape, np.float32), kind))
-        eighth, back = f"{source}/eight{len(done)}", f"{source}/back{len(done)}"
-        if source in weights:
-            values = numpy_helper.to_array(weights[source]).astype(np.float32)
+class _PairWriter:
+    """Writes Q/DQ pairs into an ONNX graph; what was quantised once serves all that read it."""
+
+    def __init__(self, graph: Any, ranges: Mapping[str, Range], precision: str) -> None:
+        from onnx import TensorProto
+
+        self.graph, self.ranges, self.precision = graph, ranges, precision
+        weights = (tensor for tensor in graph.initializer if tensor.name.removesuffix(".weight") in ranges)
+        self.weights = {tensor.name: tensor for tensor in weights}
+        self.nodes: list[Any] = []
+        self.done: dict[object, str] = {}  # what was quantised, and the name of its DequantizeLinear's output
+        fp8 = TensorProto.FLOAT8E4M3FN, E4M3_MAX
+        self.eight = {  # signed or not: the type and its largest number
+            True: fp8 if precision == "fp8" else (TensorProto.INT8, 127),
+            False: fp8 if precision == "fp8" else (TensorProto.UINT8, 255),
+        }
+
+    def write(self) -> None:
+        """Replace the graph's nodes, and drop the initializers that none of them reads any more."""
+        for node in self.graph.node:
+            if node.op_type == "Conv" and node.input[1] in self.weights:
+                self._quantise(node)
+            self.nodes.append(node)
+        lost = sorted(
+            self.ranges.keys() - {name.removesuffix(".weight") for name in self.done if isinstance(name, str)}
+        )
+        assert not lost, f"the exporter renamed the weights of {lost}"
+        used = {name for node in self.nodes for name in node.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend(kept)
+
+    def _quantise(self, convolution: Any) -> None:
+        """Let the convolution read both its inputs through pairs."""
+        from onnx import numpy_helper
+
+        source, weight = convolution.input[0], self.weights[convolution.input[1]]
+        found = self.ranges[weight.name.removesuffix(".weight")]
+        kind, top = self.eight[found.signed]
+        if (key := (source, found.clip)) not in self.done:
+            self.done[key] = self._pair(source, _scale(found.clip / top, weight.data_type), kind, weight.data_type)
+        if weight.name not in self.done:
+            kind, top = self.eight[True]
+            values = np.abs(numpy_helper.to_array(weight).astype(np.float32))
+            largest = values.max() if self.precision == "fp8" else values.reshape(weight.dims[0], -1).max(1)
+            scale = _scale(largest / top, weight.data_type)
+            self.done[weight.name] = self._pair(weight.name, scale, kind, weight.data_type)
+        convolution.input[0], convolution.input[1] = self.done[key], self.done[weight.name]
+
+    def _pair(self, source: str, scale: np.ndarray, kind: int, floating: int) -> str:
+        """Quantise `source`, at once if it is a weight; the name of what its readers read."""
+        from onnx import helper, numpy_helper
+
+        number = len(self.done)
+        names = [self._constant(f"{source}/scale{number}", scale, floating)]
+        names.append(self._constant(f"{source}/zero{number}", np.zeros(scale.shape, np.float32), kind))
+        eighth, back = f"{source}/eight{number}", f"{source}/back{number}"
+        if source in self.weights:
+            values = numpy_helper.to_array(self.weights[source]).astype(np.float32)
             steps = values / scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.ndim else values / scale
-            constant(eighth, steps if precision == "fp8" else np.rint(steps), kind)
+            self._constant(eighth, steps if self.precision == "fp8" else np.rint(steps), kind)
         else:
-            nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
-        nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", axis=0))
+            self.nodes.append(helper.make_node("QuantizeLinear", [source, *names], [eighth], f"{eighth}/q"))
+        self.nodes.append(helper.make_node("DequantizeLinear", [eighth, *names], [back], f"{eighth}/dq", axis=0))
         return back
 
-    for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in weights:
-            weight = weights[node.input[1]]
-            found = ranges[weight.name.removesuffix(".weight")]
-            kind, top = eight[found.signed]
-            if (key := (node.input[0], found.clip)) not in done:
-                done[key] = pair(node.input[0], _scale(found.clip / top, weight.data_type), kind, weight.data_type)
-            if weight.name not in done:
-                kind, top = eight[True]
-                values = np.abs(numpy_helper.to_array(weight).astype(np.float32))
-                largest = values.max() if precision == "fp8" else values.reshape(weight.dims[0], -1).max(1)
-                scale = _scale(largest / top, weight.data_type)
-                done[weight.name] = pair(weight.name, scale, kind, weight.data_type)
-            node.input[0], node.input[1] = done[key], done[weight.name]
-        nodes.append(node)
-    lost = sorted(ranges.keys() - {name.removesuffix(".weight") for name in done if isinstance(name, str)})
-    assert not lost, f"the exporter renamed the weights of {lost}"
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    onnx.save(model, path)
+    def _constant(self, name: str, values: np.ndarray, kind: int) -> str:
+        from onnx import TensorProto, helper, numpy_helper
+
+        if kind == TensorProto.FLOAT8E4M3FN:  # numpy has no such type
+            raw = torch.from_numpy(np.array(values, np.float32)).to(torch.float8_e4m3fn).view(torch.uint8)
+            tensor = helper.make_tensor(name, kind, values.shape, raw.numpy().tobytes(), raw=True)
+        else:
+            tensor = numpy_helper.from_array(np.array(values).astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+        self.graph.initializer.append(tensor)
+        return name
 
 
 def _scale(value: np.ndarray | float, kind: int) -> np.ndarray:

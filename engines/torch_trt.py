@@ -15,18 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines.base import (
-    DTYPES,
-    Calibration,
-    Engine,
-    EngineError,
-    EngineSpec,
-    EngineUnavailable,
-    copy_network,
-    why_no_gpu,
-)
+from engines.base import Engine, copy_network
 from engines.onnx_export import CastFirst
 from engines.pytorch import torch_details
+from engines.spec import DTYPES, Calibration, EngineError, EngineSpec, EngineUnavailable
 
 DISTRIBUTIONS = ("torch-tensorrt", "torch-tensorrt-rtx")
 GET_LIBRARY = "pip install torch-tensorrt, of torch's minor version"
@@ -57,18 +49,19 @@ def _version(distribution: str) -> str | None:
 
 
 class TorchTrtEngine(Engine):
-    """All of the network in one TensorRT engine, in the types that the exported program has; kept in no file."""
+    """All of the network in one TensorRT engine, in the types of the exported program; nothing is cached."""
 
     name = "torch-trt"
+    cuda_precisions = ("fp32", "tf32", "bf16", "fp16")
 
     def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
         super().__init__(spec)
         library = load_torch_tensorrt()
         self._versions = {"torch_tensorrt": library.__version__, "tensorrt": _tensorrt_version()}
-        ranged = spec.ranged and spec.max_batch > 1
-        self.sizes = None if ranged else (spec.max_batch,)
+        dynamic = spec.dynamic_batch and spec.max_batch > 1
+        self.sizes = None if dynamic else (spec.max_batch,)
         with torch.cuda.device(spec.device):
-            self._compiled: Callable[[Tensor], Tensor] = _compile(library, network, spec, ranged)
+            self._compiled: Callable[[Tensor], Tensor] = _compile(library, network, spec, dynamic)
             self._run(torch.zeros(spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device))
             torch.cuda.synchronize()
 
@@ -85,9 +78,7 @@ class TorchTrtEngine(Engine):
         return {**torch_details(), **self._versions, "gpu": torch.cuda.get_device_name(self.spec.device)}
 
     @staticmethod
-    def why_unavailable(device: str) -> str | None:
-        if (reason := why_no_gpu(device)) is not None:
-            return reason
+    def what_is_missing(device: str) -> str | None:
         try:
             load_torch_tensorrt()
         except EngineUnavailable as error:
@@ -95,7 +86,7 @@ class TorchTrtEngine(Engine):
         return None
 
 
-def _compile(library: Any, network: nn.Module, spec: EngineSpec, ranged: bool) -> Callable[[Tensor], Tensor]:
+def _compile(library: Any, network: nn.Module, spec: EngineSpec, dynamic: bool) -> Callable[[Tensor], Tensor]:
     plain = CastFirst(copy_network(network, spec, TorchTrtEngine.name), DTYPES[spec.precision])
     largest = (spec.max_batch, *spec.frames_shape)
     options: dict[str, Any] = {
@@ -103,7 +94,7 @@ def _compile(library: Any, network: nn.Module, spec: EngineSpec, ranged: bool) -
         "require_full_compilation": True,  # what TensorRT has not got would run in torch, and nobody would know
         "min_block_size": 1,
     }
-    if ranged:
+    if dynamic:
         smallest = (1, *spec.frames_shape)
         frames = library.Input(min_shape=smallest, opt_shape=largest, max_shape=largest, dtype=torch.uint8)
         shapes = ({0: torch.export.Dim("batch", min=1, max=spec.max_batch)},)
@@ -111,7 +102,7 @@ def _compile(library: Any, network: nn.Module, spec: EngineSpec, ranged: bool) -
         frames, shapes = library.Input(shape=largest, dtype=torch.uint8), None
     if "use_explicit_typing" in inspect.signature(library.dynamo.compile).parameters:
         options["use_explicit_typing"] = True  # since 2.14 there is nothing else
-    example = torch.zeros(2 if ranged else spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
+    example = torch.zeros(2 if dynamic else spec.max_batch, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
     try:
         with torch.no_grad():
             exported = torch.export.export(plain, (example,), dynamic_shapes=shapes)

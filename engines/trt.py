@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.base import (
-    QUANTISED,
-    Calibration,
-    EngineError,
-    EngineSpec,
-    EngineUnavailable,
-    FileEngine,
-    why_no_gpu,
-)
-from engines.cache import default_folder
+from engines.base import FileEngine
+from engines.cache import default_cache_dir
 from engines.onnx_export import export_onnx, why_export_unavailable
+from engines.spec import PRECISIONS, QUANTISED, Calibration, EngineError, EngineSpec, EngineUnavailable
 from engines.trt_build import (
     GET_LIBRARY,
     LIBRARIES,
@@ -40,16 +33,17 @@ class TrtEngine(FileEngine):
 
     At a fixed batch size all kernels are launched at once, as a CUDA graph: TensorRT-RTX records its own, around
     TensorRT torch does. A graph reads and writes the same memory at every call, so frames are copied there and logits
-    from there; a ranged engine works on the caller's frames.
+    from there; an engine for a dynamic batch works on the caller's frames.
     """
 
     name = "trt"
+    cuda_precisions = PRECISIONS
     suffix = ".plan"
     libraries = (*LIBRARIES, "onnx", "onnxscript")
 
     def __init__(self, spec: EngineSpec, path: Path) -> None:
         super().__init__(spec, path)
-        self.sizes = None if spec.ranged else (spec.max_batch,)
+        self.sizes = None if spec.dynamic_batch else (spec.max_batch,)
         self._trt = trt = load_tensorrt()
         self._library = f"{trt.__name__} {trt.__version__}"
         self._log = new_log(trt)
@@ -67,11 +61,11 @@ class TrtEngine(FileEngine):
             self._logits = self._frames.new_empty(spec.max_batch, self._num_classes, dtype=torch.float32)
             self._run(self._frames)  # TensorRT-RTX compiles its kernels in the first call
             torch.cuda.synchronize()
-            if not spec.ranged and not self._own_graph:
+            if not spec.dynamic_batch and not self._own_graph:
                 self._graph = self._record()
             self._run(self._frames)  # and may record its graph in the second
             torch.cuda.synchronize()
-        if spec.ranged:
+        if spec.dynamic_batch:
             del self._frames, self._logits  # were for warming up only
 
     @classmethod
@@ -79,7 +73,7 @@ class TrtEngine(FileEngine):
         refuse_precision(spec)
         base = "fp16" if spec.precision in QUANTISED else spec.precision
         trt = load_tensorrt()
-        timings = default_folder().parent / f"{trt.__name__}-{trt.__version__}.timings"
+        timings = default_cache_dir().parent / f"{trt.__name__}-{trt.__version__}.timings"
         with tempfile.TemporaryDirectory() as folder, torch.cuda.device(spec.device):
             exported = Path(folder) / "network.onnx"
             export_onnx(network, spec, exported, engine=cls.name, floating=base, calibration=calibration)
@@ -104,9 +98,8 @@ class TrtEngine(FileEngine):
                 self._launch(self._frames, self._logits)
         except RuntimeError as error:  # torch's, or ours if TensorRT refused
             reason = str(error).strip().partition("\n")[0]
-            raise EngineError(
-                f"{self._library} runs, but not in a CUDA graph, use a ranged engine: {reason}"
-            ) from error
+            message = f"{self._library} runs this network, but not in a CUDA graph: use --dynamic-batch"
+            raise EngineError(f"{message} ({reason})") from error
         return graph
 
     @torch.inference_mode()
@@ -116,7 +109,7 @@ class TrtEngine(FileEngine):
             frames, current = frames.contiguous(), torch.cuda.current_stream()
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                if self.spec.ranged:
+                if self.spec.dynamic_batch:
                     logits = frames.new_empty(len(frames), self._num_classes, dtype=torch.float32)
                     self._launch(frames, logits)
                 else:
@@ -157,9 +150,7 @@ class TrtEngine(FileEngine):
         super().close()
 
     @staticmethod
-    def why_unavailable(device: str) -> str | None:
-        if (reason := why_no_gpu(device)) is not None:
-            return reason
+    def what_is_missing(device: str) -> str | None:
         library = find_tensorrt()
         if library is None:
             return f"TensorRT is not installed: {GET_LIBRARY}"
@@ -204,7 +195,7 @@ def create_context(trt: Any, engine: Any, spec: EngineSpec, cache_path: Path) ->
         config.set_runtime_cache(cache)
         # compile for a new batch size in its first call, not behind the calls that somebody is timing
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    own_graph = not spec.ranged and hasattr(config, "cuda_graph_strategy")
+    own_graph = not spec.dynamic_batch and hasattr(config, "cuda_graph_strategy")
     if own_graph:
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     return engine.create_execution_context(config), cache, own_graph
@@ -221,4 +212,4 @@ def memory_bytes(trt: Any, engine: Any) -> dict[str, int]:
 
 
 def _cache_path(trt: Any) -> Path:
-    return default_folder().parent / f"{trt.__name__}-{trt.__version__}.cache"
+    return default_cache_dir().parent / f"{trt.__name__}-{trt.__version__}.cache"

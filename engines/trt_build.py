@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from engines.base import EngineError, EngineSpec, EngineUnavailable
+from engines.spec import EngineError, EngineSpec, EngineUnavailable
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one installed is used
 GET_LIBRARY = "pip install tensorrt (or tensorrt-rtx-cu13, for GeForce and RTX GPUs)"
@@ -107,7 +107,7 @@ def new_config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
     if torch.cuda.is_available() and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = 1  # for this GPU only; without one, for all that it can
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
-    if spec.ranged:
+    if spec.dynamic_batch:
         # One profile, at its best at max_batch. A second one for batch 1 would be built and kept beside it, and chosen
         # anew from call to call; who serves single clips builds a fixed engine of max_batch 1. TensorRT-RTX compiles
         # for the batch that comes.

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 import engines.key
 from engines import EngineError, EngineSpec, create_engine
-from engines.cache import NotCacheable, cached, default_folder, engine_key, prune
+from engines.cache import cached, default_cache_dir, prune
+from engines.key import NotCacheable, engine_key
 from tdn_bench.models import FrameClassifier, create_model
 
 SPEC = EngineSpec((4, 1, 32, 32, 3), max_batch=2)
@@ -208,7 +209,7 @@ def test_an_engine_is_built_once_and_again_for_another_weight(tmp_path: Path) ->
     assert not found
     torch.testing.assert_close(third, first + 1)
     network.odd = torch.relu
-    with pytest.warns(UserWarning, match=r"this engine is not kept: Net\.odd is a builtin"):
+    with pytest.warns(UserWarning, match=r"this engine is not cached: Net\.odd is a builtin"):
         assert not run()[1]
 
 
@@ -327,12 +328,12 @@ def test_prune_removes_the_least_recently_used_but_none_in_use(tmp_path: Path) -
 def test_a_folder_that_cannot_be_made_is_refused_or_the_default_done_without(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(EngineError, match=f"no engine cache can be made at {folder}, name another"):
+        with pytest.raises(EngineError, match=f"cannot create the engine cache {folder}, name another"):
             fetch(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert default_folder() == tmp_path / "file" / "tdn_bench" / "engines"
-    with pytest.warns(UserWarning, match=f"no engine can be kept in {default_folder()}, each start") as caught:
-        assert fetch(default_folder()) == (CONTENT, False)
+    assert default_cache_dir() == tmp_path / "file" / "tdn_bench" / "engines"
+    with pytest.warns(UserWarning, match=f"cannot write to the engine cache {default_cache_dir()}, engines") as caught:
+        assert fetch(default_cache_dir()) == (CONTENT, False)
     assert len(caught) == 1
 
 
@@ -348,7 +349,7 @@ def test_a_folder_that_is_only_readable_gives_hits_and_takes_no_engines() -> Non
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 assert fetch(folder, b"again") == (CONTENT, True)
-            with pytest.warns(UserWarning, match=f"no engine can be kept in {folder}") as caught:
+            with pytest.warns(UserWarning, match=f"cannot write to the engine cache {folder}") as caught:
                 assert fetch(folder, b"other", OTHER) == (b"other", False)
             assert len(caught) == 1
         finally:

@@ -28,7 +28,7 @@ def clips(data: DataFlags, variant: str, num_segments: int, count: int = 3) -> T
 
 
 def check(
-    engine: str, variant: str, backbone: str, frames: Tensor, precision: str = "fp32", ranged: bool = True
+    engine: str, variant: str, backbone: str, frames: Tensor, precision: str = "fp32", dynamic_batch: bool = True
 ) -> None:
     """The engine's logits are eager's for several batch sizes; it tells time's direction, and motion from rest, as
     eager does: a traced temporal shift may have become a constant."""
@@ -36,7 +36,7 @@ def check(
         pytest.skip(reason)
     network = make(variant, frames.shape[1], backbone)
     shape: tuple[int, int, int, int, int] = tuple(frames.shape[1:])  # type: ignore[assignment]
-    spec = EngineSpec(shape, len(frames), precision, ranged=ranged)
+    spec = EngineSpec(shape, len(frames), precision, dynamic_batch=dynamic_batch)
     plain = replace(spec, precision="fp32", rewrite=False)
     try:
         built = create_engine(engine, network, spec, calibration=[frames] if precision == "int8" else None)
@@ -72,7 +72,7 @@ def rendered(motion_data: Path) -> DataFlags:
     [*((e, v) for e in ("onnx", "openvino") for v in ("tdn", "s_tdm", "l_tdm", "tsn")), ("aoti", "tdn")],
 )
 def test_each_module_survives_export(engine: str, variant: str, rendered: DataFlags) -> None:
-    check(engine, variant, "resnet_small", clips(rendered, variant, 4), ranged=engine != "aoti")
+    check(engine, variant, "resnet_small", clips(rendered, variant, 4), dynamic_batch=engine != "aoti")
 
 
 @pytest.mark.parametrize("segments", [8, 16])
@@ -83,7 +83,7 @@ def test_eight_and_sixteen_segments(engine: str, segments: int, rendered: DataFl
 
 @pytest.mark.parametrize(("engine", "backbone", "segments"), [("openvino", "resnet50", 8), ("onnx", "resnet101", 8)])
 def test_the_papers_backbones(engine: str, backbone: str, segments: int, rendered: DataFlags) -> None:
-    check(engine, "tdn", backbone, clips(rendered, "tdn", segments, count=2), ranged=False)
+    check(engine, "tdn", backbone, clips(rendered, "tdn", segments, count=2), dynamic_batch=False)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_each_precision(engine: str, precision: str, rendered: DataFlags) -> Non
     frames = clips(rendered, "tdn", 4)
     network = make("tdn")
     if precision != "int8":
-        check(engine, "tdn", "resnet_small", frames, precision, ranged=False)
+        check(engine, "tdn", "resnet_small", frames, precision, dynamic_batch=False)
         return
     if reason := why_unavailable(engine, "cpu"):
         pytest.skip(reason)

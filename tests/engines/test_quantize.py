@@ -74,12 +74,12 @@ def test_no_other_clip_has_a_smaller_error(seed: int, levels: int, power: float)
     assert chosen <= 1.1 * min(error(x.max().item() * share) for share in np.linspace(0.05, 1, 39))
 
 
-def test_kept_layers_are_left_out_and_unknown_ones_named(network: nn.Module) -> None:
-    assert quantisable(network, keep=["first"]).keys() == {"second"}
+def test_excluded_layers_are_left_out_and_unknown_ones_named(network: nn.Module) -> None:
+    assert quantisable(network, exclude_layers=["first"]).keys() == {"second"}
     with pytest.raises(
-        EngineError, match="keep names 'fist', which is no quantised layer; these are called like first"
+        EngineError, match="--exclude-layers fist: no quantised layer has this name; an example is first"
     ):
-        quantisable(network, keep=["fist"])
+        quantisable(network, exclude_layers=["fist"])
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "trt"])
@@ -94,9 +94,8 @@ def test_pairs_stand_before_both_inputs_of_each_layer(
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    assert [c.input[0] in made_by and made_by[c.input[0]].op_type == "DequantizeLinear" for c in convolutions] == [
-        False, True, True,
-    ]  # fmt: skip
+    read_from_pair = [c.input[0] in made_by and made_by[c.input[0]].op_type == "DequantizeLinear" for c in convolutions]
+    assert read_from_pair == [False, True, True]
     for convolution, layer, signed in zip(
         convolutions[1:], (network.first, network.second), (False, True), strict=True
     ):

@@ -100,13 +100,13 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return arguments
 
 
-@pytest.mark.parametrize("ranged", [False, True])
-def test_exports_tdn_and_asks_for_all_of_it_in_its_own_types(ranged: bool, handed: dict[str, Any]) -> None:
-    network, spec = small_tdn(), EngineSpec(TDN_SHAPE, 3, ranged=ranged)
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_exports_tdn_and_asks_for_all_of_it_in_its_own_types(dynamic_batch: bool, handed: dict[str, Any]) -> None:
+    network, spec = small_tdn(), EngineSpec(TDN_SHAPE, 3, dynamic_batch=dynamic_batch)
     engine = TorchTrtEngine.create(network, spec, None, None)
     (frames,) = handed["inputs"]
     smallest, largest = (1, *TDN_SHAPE), (3, *TDN_SHAPE)
-    sizes = {"min_shape": smallest, "opt_shape": largest, "max_shape": largest} if ranged else {"shape": largest}
+    sizes = {"min_shape": smallest, "opt_shape": largest, "max_shape": largest} if dynamic_batch else {"shape": largest}
     assert vars(frames) == {"dtype": torch.uint8, **sizes}
     assert handed["device"] == torch.device("cpu")
     assert (handed["disable_tf32"], handed["require_full_compilation"], handed["min_block_size"]) == (True, True, 1)
@@ -132,7 +132,7 @@ def test_precision_is_the_networks_and_tf32_a_flag(precision: str, handed: dict[
         return plain(exported, inputs, use_explicit_typing=use_explicit_typing, **options)
 
     monkeypatch.setattr(sys.modules["torch_tensorrt"].dynamo, "compile", explicit)
-    engine = TorchTrtEngine(Motion(), EngineSpec(SPEC.frames_shape, 1, precision, ranged=True))
+    engine = TorchTrtEngine(Motion(), EngineSpec(SPEC.frames_shape, 1, precision, dynamic_batch=True))
     assert handed["use_explicit_typing"] is True
     assert handed["disable_tf32"] == (precision != "tf32")
     types = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

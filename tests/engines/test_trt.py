@@ -15,8 +15,8 @@ from support.engines import SPEC, TDN_SHAPE, Motion, small_tdn, tdn_frames
 from torch import Tensor
 
 import engines
-from engines import EngineError, EngineSpec, EngineUnavailable, create_engine
-from engines.base import QUANTISED, copy_network
+from engines import QUANTISED, EngineError, EngineSpec, EngineUnavailable, create_engine
+from engines.base import copy_network
 from engines.onnx_export import export_onnx
 from engines.quantize import quantisable
 from engines.trt import TrtEngine, create_context, load_engine, memory_bytes
@@ -132,14 +132,14 @@ def test_every_quantised_convolution_computes_in_eight_bits(precision: str, kind
 
 
 @pytest.mark.needs_tensorrt
-def test_tf32_only_where_it_is_asked_for_and_a_profile_for_ranged_specs() -> None:
+def test_tf32_only_where_it_is_asked_for_and_a_profile_for_dynamic_batches() -> None:
     trt = load_tensorrt()
     builder = trt.Builder(new_log(trt))
     for precision in engines.PRECISIONS:
         config = new_config(trt, builder, EngineSpec(SPEC.frames_shape, 4, precision, "cuda"))
         assert config.get_flag(trt.BuilderFlag.TF32) == (precision == "tf32")
         assert config.num_optimization_profiles == 0
-    assert new_config(trt, builder, EngineSpec(SPEC.frames_shape, 4, ranged=True)).num_optimization_profiles == 1
+    assert new_config(trt, builder, EngineSpec(SPEC.frames_shape, 4, dynamic_batch=True)).num_optimization_profiles == 1
 
 
 @pytest.mark.needs_tensorrt
@@ -406,9 +406,9 @@ def test_a_fixed_engine_launches_one_graph_on_memory_of_its_own(rtx: bool, plan:
 
 
 @pytest.mark.parametrize("rtx", [False, True])
-def test_a_ranged_engine_reads_the_callers_frames(rtx: bool, plan: Path, monkeypatch) -> None:
+def test_an_engine_for_a_dynamic_batch_reads_the_callers_frames(rtx: bool, plan: Path, monkeypatch) -> None:
     cuda = Cuda(monkeypatch, rtx=rtx)
-    engine = TrtEngine(EngineSpec(SPEC.frames_shape, 3, ranged=True), plan)
+    engine = TrtEngine(EngineSpec(SPEC.frames_shape, 3, dynamic_batch=True), plan)
     assert cuda.config.cuda_graph_strategy == "disabled"
     for batch in (1, 3, 2):
         frames = torch.randint(0, 256, (batch, *SPEC.frames_shape), dtype=torch.uint8)
@@ -421,7 +421,9 @@ def test_a_ranged_engine_reads_the_callers_frames(rtx: bool, plan: Path, monkeyp
 
 def test_a_network_that_no_graph_can_hold_is_refused_in_one_line(plan: Path, monkeypatch) -> None:
     Cuda(monkeypatch, refuses_recording=True)
-    with pytest.raises(EngineError, match=r"tensorrt 0 runs, but not in a CUDA graph, use a ranged engine: .*told so"):
+    with pytest.raises(
+        EngineError, match=r"tensorrt 0 runs .*, but not in a CUDA graph: use --dynamic-batch .*told so"
+    ):
         TrtEngine(EngineSpec(SPEC.frames_shape, 2), plan)
 
 

@@ -13,7 +13,7 @@ SPEC = EngineSpec(SHAPE, max_batch=4)
 
 
 class Motion(nn.Module):
-    """A small stand-in: convolutions, batch norm, and a temporal difference that knows which way time runs."""
+    """A very small network: convolutions, batch norm, and a temporal difference that knows which way time runs."""
 
     def __init__(self) -> None:
         super().__init__()
