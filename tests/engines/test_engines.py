@@ -1,12 +1,14 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from support.engines import SHAPE, SPEC, TDN_SHAPE, DependsOnValues, Motion, small_tdn, tdn_frames
+from support.engines import SHAPE, SPEC, TDN_SHAPE, DependsOnValues, Motion, random_frames, small_tdn, tdn_frames
 from torch import Tensor, nn
 
 import engines
@@ -39,8 +41,7 @@ def skip_unless_available(name: str, device: str = "cpu") -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("dynamic_batch", [False, True])
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(("name", "dynamic_batch"), [*product(EXPORTED, (False, True)), ("aoti", False)])
 def test_engine_matches_eager_for_every_batch_size(
     name: str, dynamic_batch: bool, network: nn.Module, frames: Tensor
 ) -> None:
@@ -62,7 +63,7 @@ def test_engine_matches_eager_for_every_batch_size(
         assert (backwards - engine(frames)).abs().max() > 1e-3, "the engine does not see which way time runs"
 
 
-@pytest.mark.parametrize("name", ["eager", "openvino"])
+@pytest.mark.parametrize("name", ["eager", "openvino", "aoti"])
 def test_bf16_is_close_and_not_fp32(name: str, network: nn.Module, frames: Tensor) -> None:
     skip_unless_available(name)
     with create_engine("eager", network, SPEC) as eager:
@@ -243,17 +244,24 @@ def test_small_tdn_matches_eager(name: str) -> None:
         assert engine.details()["threads"] == torch.get_num_threads()
 
 
-def test_compiled_tdn_matches_eager_and_compiles_only_while_building() -> None:
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Motion, SHAPE), pytest.param(small_tdn, TDN_SHAPE, marks=pytest.mark.slow)]
+)
+def test_compiled_network_matches_eager_and_compiles_only_while_building(
+    make: Callable[[], nn.Module], shape: tuple[int, int, int, int, int]
+) -> None:
     skip_unless_available("compile")
     from torch._dynamo.utils import counters
 
-    network, spec = small_tdn(), EngineSpec(TDN_SHAPE, max_batch=3)
+    torch.manual_seed(0)
+    network, spec = make(), EngineSpec(shape, max_batch=3)
     with create_engine("eager", network, spec) as eager, create_engine("compile", network, spec) as engine:
         compiled = counters["stats"]["unique_graphs"]
         assert compiled > 0
+        clips = random_frames(3, shape)
         with torch.inference_mode():
-            inference_tensor = tdn_frames(3)
-        for frames in (tdn_frames(3), tdn_frames(1), tdn_frames(2).transpose(3, 4), inference_tensor):
+            inference_tensor = clips.clone()
+        for frames in (clips, clips[:1], clips[:2].transpose(3, 4), inference_tensor):
             exact = eager(frames)
             assert (engine(frames) - exact).abs().max() <= 1e-3 * exact.std()
         assert counters["stats"]["unique_graphs"] == compiled

@@ -1,5 +1,9 @@
 """Quantisation: ranges, and the Q/DQ pairs of an exported graph."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +43,20 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def frames() -> Tensor:
     return torch.randint(0, 256, (4, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def exported(network: nn.Module, frames: Tensor, tmp_path_factory) -> Callable[[str], Path]:
+    """The file of `network` in int8 for an engine, exported once for all tests that want the same one."""
+
+    @functools.cache
+    def once(engine: str) -> Path:
+        path = tmp_path_factory.mktemp("int8") / f"{engine}.onnx"
+        spec = EngineSpec(SHAPE, 4, "int8")
+        export_onnx(network, spec, path, engine=engine, floating="fp32", calibration=[frames])
+        return path
+
+    return once
 
 
 def inputs_of(network: nn.Module, name: str, frames: Tensor) -> Tensor:
@@ -84,12 +102,10 @@ def test_excluded_layers_are_left_out_and_unknown_ones_named(network: nn.Module)
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "trt"])
 def test_pairs_stand_before_both_inputs_of_each_layer(
-    engine: str, network: nn.Module, frames: Tensor, tmp_path
+    engine: str, network: nn.Module, exported: Callable[[str], Path]
 ) -> None:
     onnx = pytest.importorskip("onnx")
-    spec = EngineSpec(SHAPE, 4, "int8")
-    export_onnx(network, spec, tmp_path / "net.onnx", engine=engine, floating="fp32", calibration=[frames])
-    graph = onnx.load(tmp_path / "net.onnx").graph
+    graph = onnx.load(exported(engine)).graph
     made_by = {node.output[0]: node for node in graph.node}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -132,21 +148,13 @@ def test_fp8_graph_holds_fp8(network: nn.Module, frames: Tensor, tmp_path) -> No
 @torch.inference_mode()
 @pytest.mark.parametrize("unsigned", [True, False])
 def test_the_simulation_is_what_the_engine_computes(
-    unsigned: bool, network: nn.Module, frames: Tensor, tmp_path
+    unsigned: bool, network: nn.Module, frames: Tensor, exported: Callable[[str], Path]
 ) -> None:
     ort = pytest.importorskip("onnxruntime")
-    spec = EngineSpec(SHAPE, 4, "int8")
-    export_onnx(
-        network,
-        spec,
-        tmp_path / "net.onnx",
-        engine="onnx" if unsigned else "trt",
-        floating="fp32",
-        calibration=[frames],
-    )
+    path = exported("onnx" if unsigned else "trt")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # Q and DQ as they are written
-    session = ort.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"frames": frames.numpy()})
     exact = network(frames)
     with simulated(network, calibrate(network, [frames], unsigned=unsigned), "int8"):

@@ -45,8 +45,13 @@ def small_tdn() -> nn.Module:
     return network
 
 
+def random_frames(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """uint8 (batch, *shape), the same ones every time."""
+    return torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+
 def tdn_frames(batch: int) -> Tensor:
-    return torch.randint(0, 256, (batch, *TDN_SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return random_frames(batch, TDN_SHAPE)
 
 
 class DependsOnValues(Motion):
