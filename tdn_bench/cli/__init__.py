@@ -1,0 +1,32 @@
+"""Running a command, and the flags that several commands share: small dataclasses, put together by composition."""
+
+from tdn_bench.cli.child import Command, last_error_line
+from tdn_bench.cli.device import pick_device
+from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, SourceFlags, known_variant
+from tdn_bench.cli.run import EXIT_USER_ERROR, parse, parse_subcommand, run_command
+from tdn_bench.cli.settings import as_flags, flag, settings_of
+from tdn_bench.cli.workload import SYNTHETIC_DATA, Workload, WorkloadFlags, calibration_clips
+
+__all__ = [
+    "EXIT_USER_ERROR",
+    "SYNTHETIC_DATA",
+    "BuildFlags",
+    "Command",
+    "DataFlags",
+    "LoaderFlags",
+    "Network",
+    "NetworkFlags",
+    "SourceFlags",
+    "Workload",
+    "WorkloadFlags",
+    "as_flags",
+    "calibration_clips",
+    "flag",
+    "known_variant",
+    "last_error_line",
+    "parse",
+    "parse_subcommand",
+    "pick_device",
+    "run_command",
+    "settings_of",
+]

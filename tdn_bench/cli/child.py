@@ -7,29 +7,58 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import IO
+
+
+def last_error_line(output: IO[bytes]) -> str | None:
+    """The last line that a process wrote to a file and that says something, without the frame that tyro draws around
+    its errors; None where it said nothing."""
+    output.seek(0)
+    said = (line.strip(" │╭╮╰╯─") for line in output.read().decode(errors="replace").splitlines())
+    lines = [line for line in said if line]
+    return lines[-1].removeprefix("error: ") if lines else None
 
 
 class Command:
-    """`python -m module flags`, started, with `threads` of torch's where given; its stdout is this process's."""
+    """`python -m module flags` in a process of its own, which imports from the same places as this one.
 
-    def __init__(self, module: str, flags: Sequence[str], threads: int | None = None) -> None:
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads is not None else {})
+    `threads` are torch's (default: one a core). Its stdout is this process's; `quiet` throws it away. `stderr` is all
+    that it wrote there, once it has ended.
+    """
+
+    def __init__(self, module: str, flags: Sequence[str], threads: int | None = None, *, quiet: bool = False) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        self.stderr = ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody empties would stop it at 64 KiB
-        self._process = subprocess.Popen([sys.executable, "-m", module, *flags], stderr=self._errors, env=environment)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            stdout=subprocess.DEVNULL if quiet else None,
+            stderr=self._errors,
+            env=environment,
+        )
 
     @property
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self) -> str | None:
-        """Wait for its end; return its error in one line, if any."""
-        status = self._process.wait()
-        self._errors.seek(0)
-        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        self._errors.close()
+    def wait(self, timeout_s: float | None = None) -> str | None:
+        """Wait for its end; return its error in one line, if any. One that takes longer than `timeout_s` is ended."""
+        status = None
+        try:
+            status = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.stop()
+        with self._errors:
+            last_line = last_error_line(self._errors)
+            self._errors.seek(0)
+            self.stderr = self._errors.read().decode(errors="replace")
+        if status is None:
+            return f"did not end within {timeout_s:.0f} s"
         if status == 0:
             return None
-        return lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
+        return f"killed by signal {-status}" if status < 0 else last_line or f"exit status {status}"
 
     def stop(self) -> None:
         """End it, and wait until it has ended."""

@@ -1,49 +1,34 @@
-"""Flags that several commands share: which data, which network, which device."""
+"""Flags that several commands share, a small dataclass each: which data, which loader, which network, which engine.
+
+A command's dataclass is composed of them (`tdn_bench.cli.parse` leaves their names out of the flags). What is optional
+on the command line is resolved once: `NetworkFlags.resolve` gives a `Network` in which nothing is left open.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from tyro.conf import arg
 
-from engines import QUANTISED, EngineSpec
-from engines.cache import default_folder
-from pipelines.annotations import Annotations, read_dataset, read_lists
+from engines import EngineSpec, default_cache_dir
+from pipelines.annotations import DATASET_NAMES, Annotations, read_dataset, read_lists
 from pipelines.clip import ClipSpec
 from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
-from pipelines.manifest import Manifest, build_manifest, default_cache
+from pipelines.manifest import Manifest, Videos, build_manifest, default_cache
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
 
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises UserError for a GPU that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from e
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; use --device cpu")
-    return device
-
-
-def known_variant(model: str) -> Variant:
-    """What a --model is. Raises UserError for an unknown name."""
-    try:
-        return find_variant(model)
-    except ValueError as e:
-        raise UserError(f"--model: {e}") from e
-
-
-DatasetName = Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51"]
+# A type checker wants literals written out; what may be typed is what the readers of annotations list.
+if TYPE_CHECKING:
+    DatasetName = str
+    Source = str
+else:
+    DatasetName = Literal[DATASET_NAMES]
+    Source = Literal[(*DATASET_NAMES, "lists")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +44,8 @@ class DataFlags:
     labels: Path | None = None
     """Folder of the annotation files, where they do not lie below --data."""
     manifest: Path | None = None
-    """Instead of annotations: a manifest that `tdn-bench prepare` wrote; nothing is scanned, and --data says where
-    the videos lie now, if they have moved."""
+    """Instead of annotations: a manifest that `tdn-bench prepare` wrote. Nothing is scanned; --data says where the
+    videos lie now, if they have moved."""
     train_list: Path | None = None
     """Instead of annotations: the authors' list of training videos or frame folders, `path num_frames label` a line
     (paths are relative to --data, or to the list)."""
@@ -71,8 +56,14 @@ class DataFlags:
     workers: int | None = None
     """Decoding threads and scanning processes; default: one a core."""
 
+    @property
+    def named(self) -> bool:
+        """Whether the flags name any videos at all."""
+        return any(source is not None for source in (self.data, self.manifest, self.train_list))
+
     def open(self, progress: bool = True) -> Manifest:
-        """Read the annotations and scan their videos (remembered across runs), or open a manifest."""
+        """Read the annotations and scan their videos (remembered across runs), or open a manifest. Raises UserError
+        for flags that exclude each other, DataError for what is wrong with the files."""
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
         if self.manifest is not None:
@@ -95,72 +86,154 @@ class DataFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderFlags(DataFlags):
-    """Which videos, what decodes them, and what a bad one does."""
+class SourceFlags:
+    """Where a data set lies, and what annotates it."""
+
+    root: Path | None = None
+    """The data set's folder, as it is distributed; of lists: the folder that their paths are relative to."""
+    split: int = 1
+    """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
+    labels: Path | None = None
+    """Folder of the annotation files, where they do not lie below --root."""
+    train_list: Path | None = None
+    """For lists: the authors' list of training videos or frame folders, `path num_frames label` a line."""
+    val_list: Path | None = None
+    """For lists: the list of validation videos."""
+    class_names: Path | None = None
+    """For lists: a text file, one class name a line."""
+    workers: int | None = None
+    """Scanning processes; default: one a core."""
+
+    def open(self, source: Source) -> Manifest:
+        """Read the annotations and scan their videos (remembered across runs)."""
+        lists = self.train_list, self.val_list
+        if source == "lists" and None in lists:
+            raise UserError("lists: name both by --train-list FILE and --val-list FILE")
+        if source != "lists" and lists != (None, None):
+            raise UserError(
+                f"{source} reads its own annotations; for --train-list and --val-list say lists in its place"
+            )
+        if source != "lists" and self.root is None:
+            raise UserError(f"{source}: say where it lies by --root DIR")
+        return DataFlags(
+            dataset=source if source != "lists" else DATASET_NAMES[0],
+            data=self.root,
+            split=self.split,
+            labels=self.labels,
+            train_list=self.train_list,
+            val_list=self.val_list,
+            class_names=self.class_names,
+            workers=self.workers,
+        ).open()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderFlags:
+    """What decodes the videos, and what a bad one does."""
 
     backend: Literal["auto", "pyav", "dali"] = "auto"
     """Video loader: DALI on a GPU, PyAV without one."""
     on_bad_clip: OnBadClip = "skip"
-    """A video that cannot be used: error ends the run; skip leaves it out (training takes a stand-in), counts it and
-    lists it."""
+    """A video that cannot be used: error ends the run; skip leaves it out (training takes a replacement sample),
+    counts it and lists it."""
     max_bad_share: float = 0.01
     """The run ends when more than this share of a split's videos cannot be used."""
     verify_checksums: bool = False
     """Compare every file that is read with the checksum of its scan."""
 
-    def bad_clip_policy(self, log: Path | None = None) -> BadClipPolicy:
-        """The flags as the loader takes them."""
+    def policy(self, log: Path | None = None) -> BadClipPolicy:
+        """The flags as the loader takes them; `log` lists the bad clips."""
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"--max-bad-share {self.max_bad_share}: must be from 0 to 1")
         return BadClipPolicy(self.on_bad_clip, self.max_bad_share, self.verify_checksums, log)
 
+    def open(
+        self,
+        videos: Videos,
+        spec: ClipSpec,
+        batch_size: int,
+        *,
+        device: torch.device,
+        workers: int | None,
+        policy: BadClipPolicy | None = None,
+        **training: Any,
+    ) -> ClipLoader:
+        """The one way from flags to a loader. `training` are ClipLoader's arguments for seeds, ranks, labels and the
+        ledger."""
+        return ClipLoader(
+            videos,
+            spec,
+            batch_size,
+            backend=self.backend,
+            device=device,
+            workers=workers,
+            policy=policy or self.policy(),
+            **training,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFlags:
+class BuildFlags:
     """How engines are built."""
 
-    ranged: bool = False
+    dynamic_batch: Annotated[bool, arg(aliases=("--ranged",))] = False
     """Build for every batch size up to the largest, not for that one alone: a smaller batch then costs less."""
     rewrite: bool = True
     """Let the network rewrite itself for inference (the same logits to rounding)."""
-    keep: tuple[str, ...] = ()
+    exclude_layers: Annotated[tuple[str, ...], arg(aliases=("--keep",))] = ()
     """Layers that int8 and fp8 leave in floating point (`tdn-bench parity engines --per-layer` names those that
     matter)."""
     calibration_clips: int = 64
     """Training clips from which int8 and fp8 take the ranges of activations."""
     cache: bool = True
     """Use engines that were built before, and keep those that are built now."""
-    cache_folder: Path | None = None
+    cache_dir: Annotated[Path | None, arg(aliases=("--cache-folder",))] = None
     """Where engines are kept; default: ~/.cache/tdn_bench/engines."""
 
-    def kept_in(self) -> Path | None:
+    @property
+    def engine_cache(self) -> Path | None:
         """The folder of the engine cache, None for none."""
-        return (self.cache_folder or default_folder()) if self.cache else None
+        return (self.cache_dir or default_cache_dir()) if self.cache else None
 
-    def engine_spec(
-        self, frames_shape: tuple[int, int, int, int, int], max_batch: int, precision: str, device: str
-    ) -> EngineSpec:
+    def spec(self, clips: ClipSpec, max_batch: int, precision: str, device: torch.device) -> EngineSpec:
         """The flags as engines take them."""
         return EngineSpec(
-            frames_shape, max_batch, precision, device, ranged=self.ranged, rewrite=self.rewrite, keep=self.keep
+            clips.shape,
+            max_batch,
+            precision,
+            str(device),
+            dynamic_batch=self.dynamic_batch,
+            rewrite=self.rewrite,
+            exclude_layers=self.exclude_layers,
         )
 
-    def calibration(
-        self, precision: str, manifest: Manifest, spec: ClipSpec, flags: LoaderFlags
-    ) -> list[Tensor] | None:
-        """Batches of uint8 frames for a precision that needs them, from the middle of training videos spread over the
-        whole split (the validation split where there is no training split)."""
-        if precision not in QUANTISED:
-            return None
-        if self.calibration_clips < 1:
-            raise UserError(f"--calibration-clips {self.calibration_clips}: must be at least 1")
-        videos = manifest.split("train") or manifest.split("validation")
-        if not videos:
-            raise UserError(f"{precision} is calibrated on videos, of which {manifest.name} has none")
-        chosen = videos[:: max(1, len(videos) // self.calibration_clips)][: self.calibration_clips]
-        policy = replace(flags.bad_clip_policy(), max_share=0.5)  # of a few clips
-        with ClipLoader(chosen, spec, 8, backend=flags.backend, workers=flags.workers, policy=policy) as loader:
-            return [batch.frames for batch in loader.epoch()]
+
+@dataclass(frozen=True)
+class Network:
+    """A network, its weights and its clips, all decided."""
+
+    checkpoint: Path | None  # without one, weights are fresh (seed 0)
+    model: str
+    num_segments: int
+    size: int
+    crop_ratio: float
+
+    def clip_spec(self) -> ClipSpec:
+        """The clips that it reads."""
+        frames = known_variant(self.model).frames_per_segment
+        return ClipSpec(self.num_segments, frames, size=self.size, crop_ratio=self.crop_ratio)
+
+    def build(self, num_classes: int, device: torch.device) -> FrameClassifier:
+        """The network on `device`, in eval mode. Raises UserError for a T that it does not take, CheckpointError for
+        a checkpoint that is not its own."""
+        torch.manual_seed(0)
+        try:
+            network = create_model(self.model, num_classes=num_classes, num_segments=self.num_segments)
+        except ValueError as e:
+            raise UserError(str(e)) from e
+        if self.checkpoint is not None:
+            load_checkpoint(network, self.checkpoint)
+        return FrameClassifier(network).to(device).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,52 +251,29 @@ class NetworkFlags:
     crop_ratio: float | None = None
     """Share of the short side in the centre crop; default: the checkpoint's, else 224/256."""
 
-    def resolved(self) -> Self:
-        """Fill what was left open, so that a record shows all of it."""
+    def resolve(self) -> Network:
+        """Fill what was left open. Raises UserError for an unknown network and for a size that none takes."""
         notes: dict[str, Any] = read_metadata(self.checkpoint) if self.checkpoint is not None else {}
-        model = self.model or str(notes.get("model", "tdn_resnet50"))
-        segments = known_variant(model).num_segments
-        defaults = {"model": model, "num_segments": segments, "size": 224, "crop_ratio": 224 / 256}
-        return replace(self, **{k: notes.get(k, v) for k, v in defaults.items() if getattr(self, k) is None})
 
-    def clip_spec(self) -> ClipSpec:
-        """The clips of a resolved choice."""
-        assert self.model is not None
-        assert self.num_segments is not None
-        assert self.size is not None
-        assert self.crop_ratio is not None
-        if self.size < 64 or not 0 < self.crop_ratio <= 1:
-            raise UserError(f"--size {self.size} must be at least 64, --crop-ratio {self.crop_ratio} in (0, 1]")
-        frames = known_variant(self.model).frames_per_segment
-        return ClipSpec(self.num_segments, frames, size=self.size, crop_ratio=self.crop_ratio)
+        def first(given: Any, key: str, default: Any) -> Any:
+            return given if given is not None else notes.get(key, default)
 
-    def build(self, num_classes: int, device: torch.device) -> FrameClassifier:
-        """The network of a resolved choice, in eval mode; without a checkpoint its weights are fresh (seed 0)."""
-        assert self.model is not None
-        assert self.num_segments is not None
-        torch.manual_seed(0)
-        try:
-            network = create_model(self.model, num_classes=num_classes, num_segments=self.num_segments)
-        except ValueError as e:
-            raise UserError(str(e)) from e
-        if self.checkpoint is not None:
-            load_checkpoint(network, self.checkpoint)
-        return FrameClassifier(network).to(device).eval()
+        model = str(first(self.model, "model", "tdn_resnet50"))
+        network = Network(
+            self.checkpoint,
+            model,
+            first(self.num_segments, "num_segments", known_variant(model).num_segments),
+            first(self.size, "size", 224),
+            first(self.crop_ratio, "crop_ratio", 224 / 256),
+        )
+        if network.size < 64 or not 0 < network.crop_ratio <= 1:
+            raise UserError(f"--size {network.size} must be at least 64, --crop-ratio {network.crop_ratio} in (0, 1]")
+        return network
 
 
-def as_flags(config: Any, leave_out: tuple[str, ...] = ()) -> list[list[str]]:
-    """The command line that gives a dataclass of flags its values: those that are not the defaults, a flag with its
-    values each."""
-    found = []
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name in leave_out or value == f.default:
-            continue
-        flag = f.name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append([f"--{'' if value else 'no-'}{flag}"])
-        elif isinstance(value, tuple):
-            found.append([f"--{flag}", *map(str, value)])
-        else:
-            found.append([f"--{flag}", str(value)])
-    return found
+def known_variant(model: str) -> Variant:
+    """What a --model is. Raises UserError for an unknown name."""
+    try:
+        return find_variant(model)
+    except ValueError as e:
+        raise UserError(f"--model: {e}") from e

@@ -1,0 +1,148 @@
+"""A workload: one network, by one engine, on the videos of one split. What is measured, compared and served."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from engines import ENGINES, QUANTISED, EngineSpec, EngineUnavailable, default_precision, why_unavailable
+from pipelines.clip import ClipSpec
+from pipelines.ledger import OFF, Ledger
+from pipelines.loader import ClipLoader
+from pipelines.manifest import Manifest, Videos
+from pipelines.sampling import evenly_spaced
+from tdn_bench.cli.device import pick_device
+from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags
+from tdn_bench.errors import UserError
+
+# A type checker wants literals written out; what may be typed is what the registry of engines lists.
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[(*ENGINES, "none")]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp8"]
+SYNTHETIC_DATA = Path("runs/synthetic")
+CALIBRATION_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadFlags:
+    """One network, by one engine, on the videos of one split. Without --data a small synthetic set is rendered once;
+    without --checkpoint weights are fresh, and no accuracy is stated."""
+
+    engine: EngineName = "eager"
+    """What runs the network; `none` leaves the loader alone. `tdn-bench doctor` says which are ready."""
+    precision: Precision = "auto"
+    """Of the network's arithmetic; auto is fp32 on a CPU and fp16 on a GPU."""
+    subset: Literal["train", "validation"] = "validation"
+    """Which videos."""
+    batch_size: int = 16
+    """Videos in a batch (16 in the paper's Table 5)."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    network: NetworkFlags = field(default_factory=NetworkFlags)
+    data: DataFlags = field(default_factory=DataFlags)
+    loader: LoaderFlags = field(default_factory=LoaderFlags)
+    build: BuildFlags = field(default_factory=BuildFlags)
+
+    def resolve(self) -> Workload:
+        """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
+        cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+        if self.engine not in (*ENGINES, "none"):
+            raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
+        device, precision = self._device(), self.precision
+        if self.engine != "none" and (reason := why_unavailable(self.engine, str(device))) is not None:
+            raise EngineUnavailable(f"engine {self.engine!r} on {device}: {reason}")
+        if precision == "auto":
+            precision = "fp32" if self.engine == "none" else default_precision(self.engine, str(device))  # type: ignore[assignment]
+        network = self.network.resolve()
+        data = self.data
+        if not data.named:
+            from pipelines.synthetic import make_dataset
+
+            print(f"no --data: measuring on synthetic videos in {SYNTHETIC_DATA}", file=sys.stderr)
+            data = replace(data, data=make_dataset(SYNTHETIC_DATA, train=8, validation=64, workers=data.workers))
+        return Workload(
+            engine=self.engine,
+            precision=precision,
+            subset=self.subset,
+            batch_size=self.batch_size,
+            device=device,
+            network=network,
+            data=data,
+            loader=self.loader,
+            build=self.build,
+        )
+
+    def _device(self) -> torch.device:
+        if self.device == "auto" and self.engine == "openvino":
+            return torch.device("cpu")  # OpenVINO does not run on NVIDIA's GPUs
+        return pick_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """`WorkloadFlags` with everything decided."""
+
+    engine: str
+    precision: str
+    subset: str
+    batch_size: int
+    device: torch.device
+    network: Network
+    data: DataFlags
+    loader: LoaderFlags
+    build: BuildFlags
+
+    def clip_spec(self) -> ClipSpec:
+        """The clips that the network reads."""
+        return self.network.clip_spec()
+
+    def engine_spec(self) -> EngineSpec:
+        """What the engine is built for."""
+        return self.build.spec(self.clip_spec(), self.batch_size, self.precision, self.device)
+
+    def open_loader(self, videos: Videos, ledger: Ledger = OFF, **options: Any) -> ClipLoader:
+        """A loader of `videos` as the flags say; `options` are `LoaderFlags.open`'s."""
+        return self.loader.open(
+            videos,
+            self.clip_spec(),
+            self.batch_size,
+            device=self.device,
+            workers=self.data.workers,
+            ledger=ledger,
+            **options,
+        )
+
+    def calibration(self, manifest: Manifest) -> Sequence[Tensor] | None:
+        """Batches of uint8 frames (B, T, L, H, W, C) for a precision that is calibrated, else None."""
+        return calibration_clips(self.precision, manifest, self.clip_spec(), self.build, self.loader, self.data.workers)
+
+
+def calibration_clips(
+    precision: str, manifest: Manifest, spec: ClipSpec, build: BuildFlags, loader: LoaderFlags, workers: int | None
+) -> list[Tensor] | None:
+    """Batches of uint8 frames (B, T, L, H, W, C) for a precision that needs them, from the middle of training videos
+    spread over the whole split (the validation split where there is no training split). Raises UserError where there
+    are none."""
+    if precision not in QUANTISED:
+        return None
+    if build.calibration_clips < 1:
+        raise UserError(f"--calibration-clips {build.calibration_clips}: must be at least 1")
+    videos = manifest.split("train") or manifest.split("validation")
+    if not videos:
+        raise UserError(f"{precision} is calibrated on videos, of which {manifest.name} has none")
+    chosen = evenly_spaced(videos, build.calibration_clips)
+    policy = replace(loader.policy(), max_share=0.5)  # of a few clips
+    with loader.open(
+        chosen, spec, CALIBRATION_BATCH, device=torch.device("cpu"), workers=workers, policy=policy
+    ) as clips:
+        return [batch.frames for batch in clips.epoch()]
