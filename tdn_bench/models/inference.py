@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdn_bench.models.network import FrameClassifier
+from tdn_bench.models.network import SegmentNetwork
 from tdn_bench.models.resnet import ConvBN
 from tdn_bench.models.temporal_difference import LongTermDifference, LongTermOptions, TemporalConv, upsample_to
 
 
-def rewrite(classifier: FrameClassifier, engine: str) -> nn.Module:
-    """Rewrite `classifier`, in eval mode, in place, for `engine` (a name of `engines.ENGINES`)."""
-    classifier.fold_batch_norm()
+def rewrite_modules(classifier: nn.Module, engine: str) -> None:
+    """Give the modules of `classifier`, batch norms folded, the form that is fastest with `engine`, in place."""
     for module in list(classifier.modules()):
         for name, child in list(module.named_children()):
             if engine not in ("trt", "torch-trt"):
@@ -38,21 +37,28 @@ def rewrite(classifier: FrameClassifier, engine: str) -> nn.Module:
                 setattr(module, name, ShiftedTemporalConv(child))
         if isinstance(module, TemporalConv):
             module.as_conv3d = engine == "onnx"
-    network = classifier.network
-    differs = network.short_term is None or network.short_term.options.operation == "difference"
-    return InferenceClassifier(classifier) if type(network.stem) is ConvBN and differs else classifier
+
+
+def can_fold_scaling(network: nn.Module) -> bool:
+    """Whether the stems of `network` can take over the division by the pixels' standard deviation."""
+    if not isinstance(network, SegmentNetwork) or type(network.stem) is not ConvBN:
+        return False
+    return network.short_term is None or network.short_term.options.operation == "difference"
 
 
 class InferenceClassifier(nn.Module):
-    """A `FrameClassifier` whose stems have taken over the division by the standard deviation."""
+    """A `FrameClassifier` whose stems have taken over the division by the standard deviation, in place.
 
-    def __init__(self, classifier: FrameClassifier) -> None:
+    `mean` and `std` are those of the pixels, (3, 1, 1), levels of 0 … 255."""
+
+    def __init__(self, network: SegmentNetwork, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.network = network = classifier.network
-        self.register_buffer("mean", classifier.mean, persistent=False)
-        std = classifier.std.flatten()
+        self.network = network
+        self.register_buffer("mean", mean, persistent=False)
+        std = std.flatten()
         stems = [network.stem] if network.short_term is None else [network.stem, network.short_term.stem]
         for stem in stems:
+            assert isinstance(stem, ConvBN)
             weight = stem.conv.weight
             weight.data /= std.repeat(weight.shape[1] // 3).view(1, -1, 1, 1)
 

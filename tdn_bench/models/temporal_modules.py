@@ -216,9 +216,11 @@ class TemporalAdaptive(nn.Module):
             nn.Linear(t, 2 * t, bias=False), nn.BatchNorm1d(2 * t), nn.ReLU(), nn.Linear(2 * t, 3, bias=False)
         )
         self.gate = nn.Sequential(
-            nn.Conv1d(channels, channels // 4, 3, padding=1, bias=False), nn.BatchNorm1d(channels // 4), nn.ReLU(),
+            nn.Conv1d(channels, channels // 4, 3, padding=1, bias=False),
+            nn.BatchNorm1d(channels // 4),
+            nn.ReLU(),
             nn.Conv1d(channels // 4, channels, 1, bias=False),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3)).unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (B, c, T)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tdn_bench.checkpoint import load_checkpoint
 from tdn_bench.models import FrameClassifier, create_model, list_models
-from tdn_bench.models.network import IMAGENET_MEAN, IMAGENET_STD
+from tdn_bench.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 from tdn_bench.models.resnet import RESNET_SMALL
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
 

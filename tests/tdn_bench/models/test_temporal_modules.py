@@ -222,9 +222,12 @@ def slowly(name: str, module: nn.Module, x: Tensor, segments: int) -> Tensor:
 @pytest.mark.parametrize("name", MODULES)
 @settings(max_examples=8, deadline=None)
 @given(
-    segments=st.integers(2, 16), videos=st.integers(1, 2), height=st.integers(2, 7), width=st.integers(2, 7),
+    segments=st.integers(2, 16),
+    videos=st.integers(1, 2),
+    height=st.integers(2, 7),
+    width=st.integers(2, 7),
     channels_last=st.booleans(),
-)  # fmt: skip
+)
 def test_forward_and_backward_are_a_loop_over_segments(
     name: str, segments: int, videos: int, height: int, width: int, channels_last: bool
 ) -> None:

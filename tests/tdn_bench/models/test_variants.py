@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from engines import EngineSpec, create_engine
 from tdn_bench.checkpoint import CheckpointError, load_backbone, load_checkpoint, load_imagenet, save_checkpoint
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import run_command
+from tdn_bench.complexity import main as complexity_main
+from tdn_bench.complexity import published_gmacs
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model, find_variant, list_models
-from tdn_bench.models.complexity import main as complexity_main
-from tdn_bench.models.complexity import measure, published_gmacs
+from tdn_bench.models.complexity import measure
 from tdn_bench.models.resnet import Bottleneck
 from tdn_bench.models.temporal_difference import TemporalConv
 from tdn_bench.models.temporal_modules import GroupedSpatioTemporal, InflatedConvBN, ShiftedConvBN
@@ -102,9 +103,8 @@ def test_the_command_shows_counts_beside_published_ones(capsys: pytest.CaptureFi
     complexity_main(["tdn_resnet50"])
     header, whole, *stages = capsys.readouterr().out.splitlines()
     assert whole.split()[:8] == ["tdn_resnet50", "8", "×", "5", "35.639", "36", "(T1)", "24.411"]
-    assert [line.split()[0] for line in stages] == [
-        "stem", "short_term.stem", "short_term.res2", "res2", "res3", "res4", "res5", "classifier",
-    ]  # fmt: skip
+    names = ("stem", "short_term.stem", "short_term.res2", "res2", "res3", "res4", "res5", "classifier")
+    assert tuple(line.split()[0] for line in stages) == names
     complexity_main(["tsn_resnet50", "tdn_resnet50", "--size", "256"])
     assert len(rows := capsys.readouterr().out.splitlines()) == 3
     assert "(T" not in "".join(rows)  # published counts are of 224 pixels
@@ -168,7 +168,8 @@ def test_any_number_of_segments(name: str) -> None:
         network(clip_for(name, batch, segments + 1))
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+# Networks with ++ are the same modules on more segments.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "++" in n else n for n in DISTINCT])
 def test_exported_graphs_take_any_batch(name: str) -> None:
     """torch.export with a symbolic batch: what ONNX and AOTInductor start from."""
     network = small(name).eval()
@@ -180,7 +181,11 @@ def test_exported_graphs_take_any_batch(name: str) -> None:
             torch.testing.assert_close(exported.module()(clip), network(clip), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["tsm", "teinet", "stm", "tea", "tanet", "gst", "i3d", "tdn_s123_l45"])
+# The others' graphs are compared above, as torch exports them.
+LATER = [pytest.param(variant, marks=pytest.mark.slow) for variant in ("stm", "tea", "tanet", "gst", "i3d")]
+
+
+@pytest.mark.parametrize("variant", ["tsm", "teinet", "tdn_s123_l45", *LATER])
 def test_onnx_runtime_computes_the_network(variant: str) -> None:
     network = small(f"{variant}_resnet_small")
     for module in network.modules():
@@ -225,11 +230,10 @@ def test_where_modules_stand() -> None:
     }
     assert all(shifted["tsm_resnet50"])
     assert shifted["tsm_resnet101"] == [i % 2 == 0 for depth in (3, 4, 23, 3) for i in range(depth)]
-    assert [sum(isinstance(m, TemporalConv) for m in getattr(blocks["tdn_resnet50"], s).modules())
-            for s in ("res2", "res3", "res4", "res5")] == [0, 4, 6, 3]  # fmt: skip
-    inflated = [
-        [isinstance(b.conv1, InflatedConvBN) for b in getattr(i3d, s)] for s in ("res2", "res3", "res4", "res5")
-    ]
+    stages = ("res2", "res3", "res4", "res5")
+    temporal = [[isinstance(m, TemporalConv) for m in getattr(blocks["tdn_resnet50"], s).modules()] for s in stages]
+    assert [sum(found) for found in temporal] == [0, 4, 6, 3]
+    inflated = [[isinstance(b.conv1, InflatedConvBN) for b in getattr(i3d, s)] for s in stages]
     assert inflated == [[True] * 3, [True, False] * 2, [True, False] * 3, [False, True, False]]
 
 
@@ -237,8 +241,8 @@ def test_where_modules_stand() -> None:
 
 
 def torchvision_names(name: str) -> str:
-    for ours, theirs in (("stem.", "1."), ("res2.", "layer1."), ("res3.", "layer2."), ("res4.", "layer3."),
-                         ("res5.", "layer4."), ("classifier.", "fc.")):  # fmt: skip
+    stages = (("res2.", "layer1."), ("res3.", "layer2."), ("res4.", "layer3."), ("res5.", "layer4."))
+    for ours, theirs in (("stem.", "1."), *stages, ("classifier.", "fc.")):
         if name.startswith(ours):
             name = name.replace(ours, theirs, 1)
     if name.startswith("1."):
