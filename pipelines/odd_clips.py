@@ -49,6 +49,13 @@ def numbered_frames(count: int, width: int, height: int, first: int = 0) -> np.n
     return np.stack([draw_number(number, width, height) for number in range(first, first + count)])
 
 
+def stretched_frames(count: int, width: int, height: int, first: int = 0) -> np.ndarray:
+    """`numbered_frames` whose numbers can be read where a plan squeezes the whole picture into a square."""
+    side = max(width, height)
+    rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
+    return numbered_frames(count, side, side, first)[:, rows][:, :, columns]
+
+
 def draw_number(number: int, width: int, height: int) -> np.ndarray:
     """uint8 (H, W, 3): 4 × 2 blocks, white for a one, the highest bit at the top left, on colours that move.
 

@@ -93,7 +93,9 @@ def rendered(motion_data: Path) -> DataFlags:
 @pytest.mark.parametrize(
     ("engine", "variant"),
     [
-        *((e, v) for e in ("onnx", "openvino") for v in ("tdn", "s_tdm", "l_tdm", "tsn")),
+        *(("onnx", v) for v in ("tdn", "s_tdm", "l_tdm", "tsn")),
+        *(("openvino", v) for v in ("tdn", "tsn")),
+        *(pytest.param("openvino", v, marks=pytest.mark.slow) for v in ("s_tdm", "l_tdm")),  # both are in tdn
         pytest.param("aoti", "tdn", marks=pytest.mark.slow),  # a smaller network is compiled in test_engines.py
     ],
 )
@@ -101,8 +103,14 @@ def test_each_module_survives_export(engine: str, variant: str, rendered: DataFl
     check(build, engine, variant, "resnet_small", clips(rendered, variant, 4), dynamic_batch=engine != "aoti")
 
 
-@pytest.mark.parametrize("segments", [8, 16])
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("engine", "segments"),
+    [
+        ("onnx", 8),
+        ("openvino", 16),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("onnx", 16), ("openvino", 8))),
+    ],
+)
 def test_eight_and_sixteen_segments(engine: str, segments: int, rendered: DataFlags, build: Build) -> None:
     check(build, engine, "tdn", "resnet_small", clips(rendered, "tdn", segments))
 

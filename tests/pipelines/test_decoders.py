@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.videos import flat_frames, numbered_frames, read_numbers, write_video
+from support.videos import flat_frames, numbered_frames, read_numbers, stretched_frames, write_video
 
 from pipelines.annotations import read_something_something
 from pipelines.clip import ClipSpec
@@ -68,14 +68,14 @@ def index_lists() -> list[np.ndarray]:
 def test_exactly_the_frames_asked_for(
     decode: Callable[..., np.ndarray], tmp_path: Path, width: int, height: int
 ) -> None:
-    video = as_video(write_video(tmp_path / "a.webm", numbered_frames(COUNT, width, height, first=100)))
+    video = as_video(write_video(tmp_path / "a.webm", stretched_frames(COUNT, width, height, first=100)))
     for frames in index_lists():
         assert read_numbers(decode(make_plan(video, frames))) == (100 + frames).ravel().tolist()
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.avi", "mjpeg")])
 def test_pyav_returns_the_frames_of_codecs_that_reorder_them(tmp_path: Path, name: str, encoder: str) -> None:
-    video = as_video(write_video(tmp_path / name, numbered_frames(COUNT, 160, 120), encoder))
+    video = as_video(write_video(tmp_path / name, stretched_frames(COUNT, 160, 120), encoder))
     decoder = create_decoder("pyav", SPEC, torch.device("cpu"), 1)
     for frames in index_lists():
         clip = decode_one(decoder, make_plan(video, frames))
@@ -88,7 +88,7 @@ def test_a_batch_keeps_its_order_and_loses_only_its_bad_clips(backend: str, tmp_
     """Clips of one batch may differ in size, length and soundness."""
     sizes = [(160, 120), (64, 64), (123, 161), (96, 64), (80, 60)]
     videos = [
-        as_video(write_video(tmp_path / f"{i}.webm", numbered_frames(12 + i, *size, first=40 * i)))
+        as_video(write_video(tmp_path / f"{i}.webm", stretched_frames(12 + i, *size, first=40 * i)))
         for i, size in enumerate(sizes)
     ]
     (tmp_path / "1.webm").unlink()
@@ -313,14 +313,14 @@ def write_frames(folder: Path, frames: np.ndarray, template: str = "{:05d}.jpg")
 
 @pytest.mark.parametrize("template", ["{:05d}.jpg", "img_{:d}.JPEG"])
 def test_a_folder_of_frames_is_a_video(decode: Callable[..., np.ndarray], tmp_path: Path, template: str) -> None:
-    video = as_video(write_frames(tmp_path / "7", numbered_frames(COUNT, 131, 100), template))
+    video = as_video(write_frames(tmp_path / "7", stretched_frames(COUNT, 131, 100), template))
     assert (video.file.codec, video.file.num_frames) == ("jpeg", COUNT)
     for frames in index_lists():
         assert read_numbers(decode(make_plan(video, frames))) == frames.ravel().tolist()
 
 
 def test_folders_and_files_of_one_batch_keep_their_places(backend: str, tmp_path: Path) -> None:
-    frames = numbered_frames(4 * COUNT, 160, 128).reshape(4, COUNT, 128, 160, 3)
+    frames = stretched_frames(4 * COUNT, 160, 128).reshape(4, COUNT, 128, 160, 3)
     paths = [
         write_frames(tmp_path / "0", frames[0]),
         write_video(tmp_path / "1.webm", frames[1]),

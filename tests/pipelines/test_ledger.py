@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.flags import configure
 from torch import Tensor
 
 from pipelines import ledger as module
@@ -24,7 +25,7 @@ from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan
 from pipelines.video import Sample, Video, VideoFile
 from tdn_bench.measurement.throughput import Throughput, measure, run_batches
-from tdn_bench.measurement.time_breakdown import Account, close, write_trace
+from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down, write_trace
 
 SPEC = ClipSpec(num_segments=2, size=16)
 
@@ -66,7 +67,7 @@ def test_sums_are_those_of_the_spans_within_the_period(spans: list[tuple[str, in
 
 
 def test_the_account_of_a_constructed_timeline() -> None:
-    breakdown = close(
+    breakdown = break_down(
         finished(
             {
                 "decode_0": {"read": 1, "decode": 6, "augment": 1, IDLE: 2},
@@ -101,7 +102,7 @@ def test_a_gpus_own_clock_counts_for_what_it_did() -> None:
         "cuda-loader_0": {"copy": 0.5},
         "cuda-MainThread": {"infer": 9.7},
     }
-    breakdown = close(finished(rows, wall_s=10))
+    breakdown = break_down(finished(rows, wall_s=10))
     assert (breakdown.bottleneck, breakdown.overlap_efficiency) == ("infer", pytest.approx(0.97))
     assert breakdown.stages_s["infer"] == pytest.approx(9.7)
     assert breakdown.stages_s["copy"] == pytest.approx(0.5)
@@ -151,12 +152,12 @@ def sleeping_network(seconds: float) -> Callable[[Tensor], Tensor]:
     return classify
 
 
-def run_asleep(monkeypatch: pytest.MonkeyPatch, infer_s: float, ledger: Ledger | None = None) -> Account:
+def run_asleep(monkeypatch: pytest.MonkeyPatch, infer_s: float, ledger: Ledger | None = None) -> TimeBreakdown:
     ledger = ledger or Ledger()
     with asleep(monkeypatch, ledger) as loader:
         list(loader.epoch())  # as a warm-up: none of it may count
         run_batches(loader, sleeping_network(infer_s), passes=2)
-    return close(ledger)
+    return break_down(ledger)
 
 
 def test_known_sleeps_come_out_as_stages_and_explain_the_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_work_that_nobody_books_is_unexplained(monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(loader, "epoch", epoch)
         run_batches(loader, sleeping_network(0.01), passes=2)
-    breakdown = close(ledger)
+    breakdown = break_down(ledger)
     rows = {row["thread"]: row["unexplained_percent"] for row in breakdown.threads}
     assert rows["consumer"] == breakdown.unexplained_percent > 5
     assert max(share for name, share in rows.items() if name.startswith("decode")) < 5
@@ -201,7 +202,7 @@ def test_a_consumer_that_only_waits_is_accounted_for(monkeypatch: pytest.MonkeyP
     ledger = Ledger()
     with asleep(monkeypatch, ledger) as loader:
         run_batches(loader, None, passes=1)
-    breakdown = close(ledger)
+    breakdown = break_down(ledger)
     (row,) = (row for row in breakdown.threads if row["thread"] == "consumer")
     assert row["busy_percent"] == 0
     assert row["unexplained_percent"] < 5
@@ -360,20 +361,13 @@ def test_a_gpu_step_that_nobody_waits_for_is_booked_at_the_end(monkeypatch: pyte
         assert [1000 * (start - ledger.since_s) for _, start, _, _ in lane.spans] == pytest.approx([1, 6, 11])
 
 
+@pytest.mark.alone
 def test_a_whole_run_reconciles_on_both_backends(
     small_checkpoint: Path, motion_data: Path, backend: str, tmp_path: Path
 ) -> None:
     trace = tmp_path / "sub" / "trace.json"
-    config = Throughput(
-        checkpoint=small_checkpoint,
-        data=motion_data,
-        seconds=1,
-        batch_size=4,
-        workers=1,
-        device="cpu",
-        backend=backend,
-        trace=trace,
-    )
+    config = configure(Throughput(), checkpoint=small_checkpoint, data=motion_data, device="cpu", backend=backend)
+    config = configure(config, seconds=1, batch_size=4, workers=1, trace=trace)
     for _ in range(3):  # other programs may keep a thread off its core just where it books nothing
         record = measure(config)
         f = record.figures

@@ -25,8 +25,8 @@ from tdn_bench.records.record import (
     read_record,
     write_record,
 )
-from tdn_bench.reporting.report import main as report_main
-from tdn_bench.reporting.report import write_report
+from tdn_bench.report import main as report_main
+from tdn_bench.reporting import write_report
 
 
 def no_links(*_):
@@ -96,7 +96,7 @@ def write_many(folder, writer):
         list(pool.map(write, range(5)))
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("links", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_many_writers_lose_and_mix_nothing(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr("os.link", no_links)
