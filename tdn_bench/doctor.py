@@ -1,39 +1,38 @@
-"""What this machine can run, and for what is missing, how to get it; or what is wrong with a data set."""
+"""What this machine can run; with a data set: what is wrong with it, and what loading it costs here."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from tyro.conf import Positional
 
 from engines import ENGINES, supported_precisions, why_unavailable
-from pipelines.annotations import SPLITS
 from pipelines.manifest import Manifest
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import SourceFlags, parse, pick_device, run_command
+from tdn_bench.cli.flags import Source
+from tdn_bench.dataset_tools.audit import Audit, examine
+from tdn_bench.dataset_tools.loading_advice import advice_page, print_advice
+from tdn_bench.dataset_tools.loading_cost import advise
+from tdn_bench.dataset_tools.summary import counted, print_counts, print_files, print_summary
 from tdn_bench.errors import UserError
-from tdn_bench.models.variants import BACKBONES, VARIANTS
-from tdn_bench.prepare import Source, SourceFlags, print_counts, print_files, print_summary
-from tdn_bench.recipes import RECIPES
 from tdn_bench.records.environment import describe_machine, versions
-from tdn_bench.training.ablation import TABLES
 
 EXIT_FINDINGS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor(SourceFlags):
+class Doctor:
     """Say which engines and loader backends are ready here; or, with a data set or --manifest, what is wrong with its
     files and what loading them costs on this machine. Exit status 1 where something is wrong."""
 
-    dataset: tyro.conf.Positional[Source | None] = None
+    dataset: Positional[Source | None] = None
     """A data set to examine, as `tdn-bench prepare` takes it; without one, the machine."""
+    source: SourceFlags = field(default_factory=SourceFlags)
     manifest: Path | None = None
     """Instead of a data set: a manifest that `tdn-bench prepare` wrote; --root says where its videos lie now."""
     checksums: bool = False
@@ -45,11 +44,20 @@ class Doctor(SourceFlags):
     trial: bool = True
     """Also re-encode a few samples, into a temporary folder, to measure what that would gain."""
     all: bool = False
-    """Name every bad file, not a few of each kind."""
+    """Name every bad file, not only a few of each kind."""
     json: Path | None = None
-    """Write everything that was found and measured here."""
+    """Write everything that was found and measured to this file."""
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+
+    def open(self) -> Manifest:
+        """The manifest that the flags name, or that a scan makes. Raises UserError where they name two."""
+        if self.dataset is None:
+            assert self.manifest is not None
+            return Manifest.open(self.manifest, self.source.root)
+        if self.manifest is not None:
+            raise UserError(f"{self.dataset} and --manifest {self.manifest} exclude each other; leave one out")
+        return self.source.open(self.dataset)
 
 
 def why_no_dali() -> str | None:
@@ -63,7 +71,7 @@ def why_no_dali() -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The page of the machine, or of a data set. Ends with SystemExit(1) where something is wrong with the data."""
-    config = tyro.cli(Doctor, args=argv, prog="tdn-bench doctor")
+    config = parse(Doctor, argv, "doctor")
     device = pick_device(config.device)
     if config.dataset is None and config.manifest is None:
         machine_page(device)
@@ -84,88 +92,51 @@ def machine_page(device: torch.device) -> None:
         ready = f"ready: {', '.join(supported_precisions(engine, where))}"
         print(f"  {engine:10s}{ready if reason is None else f'missing: {reason}'}")
     print("loader backends\n  pyav      ready")
-    reason = why_no_dali()
-    print(f"  dali      {'missing: ' + reason if reason else 'ready on the ' + device.type}")
+    reason, where = why_no_dali(), "GPU" if device.type == "cuda" else "CPU"
+    print(f"  dali      {f'ready on the {where}' if reason is None else f'missing: {reason}'}")
 
 
 def data_page(config: Doctor, device: torch.device) -> bool:
     """Say what is wrong with a data set and what loading it costs; True where nothing must be acted on."""
-    from tdn_bench.dataset_tools.audit import NOTES, examine, only_in_reference, unlisted
-    from tdn_bench.dataset_tools.loading_cost import advise, conclusions, print_advice
-
-    manifest = open_manifest(config)
+    manifest = config.open()
     reference = Manifest.open(config.reference) if config.reference is not None else None
     print_summary(manifest)
-    findings = examine(manifest, checksums=config.checksums, reference=reference, workers=config.workers)
-    wrong = [f for f in findings if f.kind not in NOTES]
-    if findings:
-        print("found, videos by kind and split")
-        print_counts([(f.kind, f.split) for f in findings])
-        print_files([(f.kind, f.path, f.reason) for f in findings], config.all)
-    extra = unlisted(manifest)
-    print_some("that are in no split", extra, config.all)
-    absent = only_in_reference(manifest, reference) if reference is not None else []
-    print_some("that only the reference lists", absent, config.all)
-
-    page: dict[str, Any] = {
-        "name": manifest.name, "root": str(manifest.root), "digest": manifest.digest(),
-        "videos": dict(Counter(manifest.videos.column("split").tolist())), "checksums": config.checksums,
-        "counts": {split: dict(Counter(f.kind for f in findings if f.split == split)) for split in SPLITS},
-        "findings": [asdict(f) for f in findings], "unlisted": extra, "only_in_reference": absent,
-    }  # fmt: skip
-    damaged: dict[str, str] = {}
+    found = examine(manifest, checksums=config.checksums, reference=reference, workers=config.source.workers)
+    print_audit(found, config.all)
+    advice = None
     if config.advice:
         advice = advise(manifest, device, trial=config.trial)
-        damaged = advice.damaged
         print_advice(advice)
-        rates = {"clips_per_s": advice.clips_per_s, "measured_per_s": advice.measured_per_s}
-        page["advice"] = asdict(advice) | rates | {"conclusions": conclusions(advice)}
     if config.json is not None:
-        write_json(config.json, page)
-    count = len({(f.path, f.split) for f in wrong}) + len(set(damaged) - {f.path for f in wrong})
-    checked = "" if config.checksums else " (contents not read again: --checksums does)"
-    print(f"{count} of {len(manifest.videos)} videos need attention{checked}" if count else f"all is well{checked}")
+        write_json(config.json, found.page(manifest) | ({"advice": advice_page(advice)} if advice is not None else {}))
+    count = found.need_attention(advice.damaged if advice is not None else ())
+    checked = "" if config.checksums else " (file contents were not compared with the scan; --checksums does that)"
+    print(
+        f"{count} of {len(manifest.videos)} videos need attention{checked}" if count else f"no problems found{checked}"
+    )
     return not count
 
 
-def open_manifest(config: Doctor) -> Manifest:
-    """The manifest that the flags name, or that a scan makes."""
-    if config.dataset is None:
-        assert config.manifest is not None
-        return Manifest.open(config.manifest, config.root)
-    if config.manifest is not None:
-        raise UserError(f"{config.dataset} and --manifest {config.manifest} exclude each other; leave one out")
-    return config.open_source(config.dataset)
-
-
-def print_some(what: str, names: list[str], everything: bool) -> None:
-    """How many videos, and the first few of them."""
-    if names:
+def print_audit(found: Audit, everything: bool) -> None:
+    """Findings by kind and split, then file by file; then the videos that only lie there, or only in the reference."""
+    if found.findings:
+        print("findings: number of videos by kind and split")
+        print_counts([(f.kind, f.split) for f in found.findings])
+        print_files([(f.kind, f.path, f.reason) for f in found.findings], everything)
+    for where, names in (("in no split", found.unlisted), ("in the reference only", found.only_in_reference)):
         few = names if everything else names[:3]
-        print(f"{len(names)} videos {what}: {', '.join(few)}{', …' if len(few) < len(names) else ''}")
+        if names:
+            print(f"{counted(len(names), 'video')} {where}: {', '.join(few)}{', …' if len(few) < len(names) else ''}")
 
 
 def write_json(path: Path, page: dict[str, Any]) -> None:
+    """Write a page. Raises UserError where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(page, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     except OSError as e:
         raise UserError(f"--json {path}: cannot be written ({e.strerror})") from e
     print(f"json: {path}")
-
-
-def list_main(argv: Sequence[str] | None = None) -> None:
-    """Name the networks, the recipes and the tables that `ablate` trains."""
-    print("models: <variant>_<backbone>, backbones " + ", ".join(BACKBONES))
-    for name, variant in VARIANTS.items():
-        clip = f"{variant.num_segments} × {variant.frames_per_segment} frames"
-        print(f"  {name:30s}{clip:15s}{variant.what}")
-    print("recipes")
-    for name, make in RECIPES.items():
-        print(f"  {name:14s}{(make.__doc__ or '').splitlines()[0]}")
-    print("tables of networks (tdn-bench ablate)")
-    for name, table in TABLES.items():
-        print(f"  {name:14s}{table.what}: {', '.join(table.variants)}")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from pipelines.annotations import VIDEO_SUFFIXES
+from pipelines.annotations import SPLITS, VIDEO_SUFFIXES
 from pipelines.manifest import OK, Manifest, checksum, file_stat
 from pipelines.processes import cores
-from tdn_bench.prepare import kind_of
+from tdn_bench.dataset_tools.summary import kind_of
 
 COLUMNS = ("id", "split", "path", "label", "status", "sha256", "bytes", "mtime_ns")
 NOTES = frozenset({"duplicate", "variable rate", "not in reference"})  # worth knowing; all other kinds must be acted on
@@ -32,13 +33,52 @@ class Finding:
     reason: str
 
 
+@dataclass(frozen=True)
+class Audit:
+    """All that was found in a data set: in its videos, beside them, and in another copy alone."""
+
+    findings: list[Finding]
+    checksums: bool  # whether every file was read again
+    unlisted: list[str]  # paths of videos that are in no split
+    only_in_reference: list[str]  # ids
+
+    def need_attention(self, damaged: Iterable[str] = ()) -> int:
+        """How many videos must be acted on, together with those at the paths `damaged`."""
+        wrong = {(f.path, f.split) for f in self.findings if f.kind not in NOTES}
+        return len(wrong) + len(set(damaged) - {path for path, _ in wrong})
+
+    def page(self, manifest: Manifest) -> dict[str, Any]:
+        """The data set and what was found in it, for JSON."""
+        return {
+            "name": manifest.name,
+            "root": str(manifest.root),
+            "digest": manifest.digest(),
+            "videos": dict(Counter(manifest.videos.column("split").tolist())),
+            "checksums": self.checksums,
+            "counts": {split: dict(Counter(f.kind for f in self.findings if f.split == split)) for split in SPLITS},
+            "findings": [asdict(f) for f in self.findings],
+            "unlisted": self.unlisted,
+            "only_in_reference": self.only_in_reference,
+        }
+
+
 def examine(
     manifest: Manifest, *, checksums: bool = False, reference: Manifest | None = None, workers: int | None = None
-) -> list[Finding]:
-    """Everything found in the videos of a manifest, in its order for each kind of look.
+) -> Audit:
+    """Examine a manifest's videos and what lies beside them.
 
-    Files of another size or time than at the scan are read again, and with `checksums` all files.
+    Arguments:
+        checksums: Read every file again; else only those whose size or time is not that of the scan.
+        reference: The manifest of another copy, compared by the videos' ids.
+        workers: Reading threads; default: one a core.
     """
+    findings = _findings(manifest, checksums, reference, workers)
+    absent = only_in_reference(manifest, reference) if reference is not None else []
+    return Audit(findings, checksums, unlisted(manifest), absent)
+
+
+def _findings(manifest: Manifest, checksums: bool, reference: Manifest | None, workers: int | None) -> list[Finding]:
+    """Everything found in the videos of a manifest, in its order for each kind of look."""
     videos = manifest.videos
     column = {name: videos.column(name) for name in COLUMNS}
     column["path"] = np.array([videos.locate(path) for path in column["path"]], object)
@@ -47,7 +87,7 @@ def examine(
     found = sorted((bad | now).items())  # what a file is now counts more than what it was
     found += sorted(_duplicates(column))
     uneven = np.flatnonzero(videos.column("variable_rate") & (column["status"] == OK))
-    found += [(row, ("variable rate", "frames do not come at one rate")) for row in uneven.tolist()]
+    found += [(row, ("variable rate", "the frame rate varies")) for row in uneven.tolist()]
     if reference is not None:
         found += _compare(column, reference)
     ids, splits, paths = (column[name] for name in ("id", "split", "path"))
@@ -79,15 +119,15 @@ def _changed(scanned: tuple[Any, ...], checksums: bool) -> Reason | None:
     """How a file differs from its scan. One of another time is read; one of the same only with `checksums`."""
     path, size, mtime_ns, sha256 = scanned
     if not sha256:  # it could not be read then
-        return ("changed", "not readable at the scan, but now; scan it again") if os.access(path, os.R_OK) else None
+        return ("changed", "unreadable at the scan, readable now; scan it again") if os.access(path, os.R_OK) else None
     try:
         now = file_stat(path)
         if now[0] != size:
             return "changed", f"{now[0]} bytes, {size} at the scan"
         if (checksums or now[1] != mtime_ns) and checksum(path) != sha256:
-            return "changed", "as many bytes as at the scan, but others"
+            return "changed", "as large as at the scan, but its content differs"
     except FileNotFoundError:
-        return "missing", "gone since the scan"
+        return "missing", "deleted since the scan"
     except OSError as e:
         return "unreadable", f"cannot be read: {e.strerror}"
     return None
@@ -123,7 +163,7 @@ def _compare(column: dict[str, np.ndarray], reference: Manifest) -> Iterator[tup
         if id not in theirs:
             yield row, ("not in reference", "the reference does not list it")
         elif sha256 and theirs[id] and sha256 != theirs[id]:
-            yield row, ("differs", "other bytes than in the reference")
+            yield row, ("differs", "its content differs from the reference")
 
 
 def only_in_reference(manifest: Manifest, reference: Manifest) -> list[str]:

@@ -13,13 +13,8 @@ from support.videos import flat_frames, numbered_frames, write_video
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.manifest import Manifest, scan_file
 from tdn_bench.cli.run import run_command
-from tdn_bench.prepare import kind_of, main
-
-
-@pytest.fixture
-def data(motion_data: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
-    return Path(shutil.copytree(motion_data, tmp_path / "set"))
+from tdn_bench.dataset_tools.summary import kind_of
+from tdn_bench.prepare import main
 
 
 def videos(data: Path) -> list[Path]:
@@ -50,7 +45,7 @@ def test_the_report_and_the_manifest(data, tmp_path, monkeypatch, capsys):
     assert "set: 8 classes, digest " in out
     assert "train: 14 of 16 videos usable (14 vp9), " in out
     assert "validation: 8 of 8 videos usable (8 vp9), " in out
-    assert "14 160×128" in out
+    assert "; 14 at 160×128; " in out
     assert f"  missing: {gone}: no such file" in out
     assert f"  empty: {empty}: empty file" in out
     assert "--manifest runs/sthv2.arrow" in out
@@ -153,10 +148,18 @@ def test_every_kind_of_bad_file_is_told_apart(tmp_path):
     twice = write_jpegs(tmp_path / "twice", range(1, 7))
     shutil.copy(twice / "00003.jpg", twice / "3.jpg")
     expected = {
-        "nothing": "missing", "empty.webm": "empty", "cut.webm": "truncated", "text.webm": "unreadable",
-        "sound.wav": "no video", "short.webm": "too short", "gap": "frame missing", "mixed": "mixed sizes",
-        "torn": "truncated", "void": "no video", "twice": "frame twice",
-    }  # fmt: skip
+        "nothing": "missing",
+        "empty.webm": "empty",
+        "cut.webm": "truncated",
+        "text.webm": "unreadable",
+        "sound.wav": "no video",
+        "short.webm": "too short",
+        "gap": "frame missing",
+        "mixed": "mixed sizes",
+        "torn": "truncated",
+        "void": "no video",
+        "twice": "frame twice",
+    }
     assert {name: of(tmp_path / name) for name in expected} == expected
 
 

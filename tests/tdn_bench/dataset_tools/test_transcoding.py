@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -18,9 +19,12 @@ from support.videos import flat_frames, has_encoder, numbered_frames, read_numbe
 from pipelines.annotations import read_something_something
 from pipelines.errors import DataError
 from pipelines.manifest import OK, scan_file
-from tdn_bench.dataset_tools import transcoding as module
-from tdn_bench.dataset_tools.transcoding import STAMP, Encoding, main, transcode_file
+from tdn_bench.dataset_tools import transcode_folder
+from tdn_bench.dataset_tools.encoding import Encoding
+from tdn_bench.dataset_tools.transcode_folder import STAMP
+from tdn_bench.dataset_tools.transcoding import transcode_file
 from tdn_bench.errors import UserError
+from tdn_bench.transcode import main
 
 CODECS = ("h264", "vp9")
 SIDES = st.integers(16, 5000)
@@ -291,7 +295,10 @@ def test_wrong_settings_are_refused_by_value(wrong: dict) -> None:
         Encoding(**wrong)
 
 
-def make_set(root: Path) -> Path:
+@pytest.fixture(scope="module")
+def two_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of two videos, a label file and another file."""
+    root = tmp_path_factory.mktemp("two") / "in"
     write_video(root / "videos/one/1.webm", numbered_frames(12, 64, 48, first=10))
     write_video(root / "videos/two/2.AVI", numbered_frames(13, 64, 48, first=20), "mpeg4")
     (root / "labels").mkdir()
@@ -300,10 +307,16 @@ def make_set(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def root(two_videos: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change, as `in` in its own folder."""
+    return Path(shutil.copytree(two_videos, tmp_path / "in"))
+
+
 def test_the_command_mirrors_a_folder_resumes_and_lists_failures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, out = make_set(tmp_path / "in"), tmp_path / "out"
+    out = tmp_path / "out"
     bad = root / "videos" / "bad.mp4"
     bad.write_bytes(b"rubbish")
     flags = ["--data-root", str(root), "--out", str(out), "--short-side", "32", "--workers", "1"]
@@ -334,21 +347,21 @@ def test_the_command_mirrors_a_folder_resumes_and_lists_failures(
         main([*flags, "--crf", "30"])
 
 
-def test_the_command_can_rename_and_limit(tmp_path: Path) -> None:
-    root, out = make_set(tmp_path / "in"), tmp_path / "out"
+def test_the_command_can_rename_and_limit(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     main(["--data-root", str(root), "--out", str(out), "--no-keep-names", "--limit", "1", "--workers", "1"])
     assert [f.name for f in (out / "videos").rglob("*") if f.is_file()] == ["1.mp4"]
 
 
-def test_links_lead_to_every_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = make_set(tmp_path / "in"), tmp_path / "out"
+def test_links_lead_to_every_folder_once(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
     (root / "videos/up").symlink_to(tmp_path, target_is_directory=True)
     (root / "all").symlink_to(root / "videos", target_is_directory=True)
     elsewhere = write_video(tmp_path / "disk2" / "3.webm", numbered_frames(8, 64, 48))
     (root / "videos/three").symlink_to(elsewhere.parent, target_is_directory=True)
     (root / "labels/gone.txt").symlink_to(tmp_path / "gone.txt")
     main(["--data-root", str(root), "--out", str(out), "--workers", "1"])
-    assert "3 videos, 0 of them done before; 1 label files" in capsys.readouterr().out
+    assert "3 videos, 0 of them done before; 1 label file\n" in capsys.readouterr().out
     assert sorted(str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()) == [
         "labels/list.txt",
         STAMP,
@@ -358,13 +371,13 @@ def test_links_lead_to_every_folder_once(tmp_path: Path, capsys: pytest.CaptureF
     ]
 
 
-def test_an_encoding_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoding_process_that_dies_is_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(work: Callable[[object], object], jobs: Sequence[object], workers: int) -> Iterator[object]:
         yield work(jobs[0])
         raise BrokenProcessPool
 
-    root, out = make_set(tmp_path / "in"), tmp_path / "out"
-    monkeypatch.setattr(module, "map_in_processes", dies)
+    out = tmp_path / "out"
+    monkeypatch.setattr(transcode_folder, "map_in_processes", dies)
     with pytest.raises(UserError, match=r"2\.AVI: an encoding process died at this video or one of the 2 after it"):
         main(["--data-root", str(root), "--out", str(out), "--workers", "2"])
     assert [f.name for f in (out / "videos").rglob("*") if f.is_file()] == ["1.webm"]
@@ -384,9 +397,8 @@ def test_an_encoding_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_wrong_flags_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], reason: str
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], reason: str
 ) -> None:
-    make_set(tmp_path / "in")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").write_text("mine")
     monkeypatch.chdir(tmp_path)
