@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records.record import make_record, write_record
 
 FORMAT = "tdn_bench scores 1"
 
@@ -45,6 +40,12 @@ class Scores:
     @property
     def num_classes(self) -> int:
         return self.logits.shape[2]
+
+    def select(self, ids: Sequence[str]) -> Scores:
+        """The scores of these videos alone, in this order. Raises KeyError for one that is not there."""
+        place = {video: i for i, video in enumerate(self.ids)}
+        rows = torch.tensor([place[video] for video in ids])
+        return Scores(tuple(ids), self.logits[rows], self.labels[rows])
 
     def probabilities(self) -> Tensor:
         """float64 (N, classes): the softmax of every view, averaged over the views."""
@@ -157,6 +158,25 @@ def load_scores(path: Path) -> tuple[Scores, dict[str, Any]]:
     return scores, notes
 
 
+def load_alike(files: Sequence[Path], keys: Sequence[str]) -> tuple[list[Scores], list[dict[str, Any]]]:
+    """Read two files or more: scores and notes. Raises UserError where the notes named by `keys` differ, for fewer
+    files, and as `load_scores` does."""
+    if len(files) < 2:
+        raise UserError(f"two files of scores or more are needed, not {len(files)}")
+    scores, notes = zip(*map(load_scores, files), strict=True)
+    for path, other in zip(files, notes, strict=True):
+        for key in keys:
+            if other.get(key) != notes[0].get(key):
+                this, that = _short(notes[0], key), _short(other, key)
+                raise UserError(f"{files[0]} and {path} are not of the same {key}: {this} and {that}")
+    return list(scores), list(notes)
+
+
+def _short(notes: Mapping[str, Any], key: str) -> str:
+    text = str(notes.get(key))
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def ensemble(parts: Sequence[Scores], names: Sequence[object] = ()) -> Scores:
     """The authors' ensemble of networks: the sum of their softmax scores, as one view of log probabilities.
 
@@ -188,143 +208,24 @@ def ensemble(parts: Sequence[Scores], names: Sequence[object] = ()) -> Scores:
     return Scores(first.ids, mean.log().float()[:, None], first.labels)
 
 
-def print_per_class(scores: Scores, classes: Sequence[str]) -> None:
-    """Videos and top-1 of every class that has videos, worst first."""
+def compare_scores(a: Scores, b: Scores) -> dict[str, float]:
+    """On the videos that both have: their number, the change of top-1 from `a` to `b` in percentage points where labels
+    are known, the share in percent on which both name the same class, and the largest difference of a softmax score."""
+    both = sorted(set(a.ids) & set(b.ids))
+    if not both:
+        return {"videos": 0}
+    one, other = a.select(both), b.select(both)
+    p, q = one.probabilities(), other.probabilities()
+    figures: dict[str, float] = {"videos": len(both)}
+    if (one.labels >= 0).any():
+        figures["top1_change_percent"] = other.top(1) - one.top(1)
+    figures["same_class_percent"] = 100 * (p.argmax(1) == q.argmax(1)).double().mean().item()
+    figures["max_score_difference"] = (p - q).abs().max().item()
+    return figures
+
+
+def per_class_lines(scores: Scores, classes: Sequence[str]) -> list[str]:
+    """A line with top-1 and videos for every class that has videos, worst first; `classes` are their names."""
     videos, percent = (column.tolist() for column in scores.per_class())
-    for i in sorted((i for i, n in enumerate(videos) if n), key=lambda i: (percent[i], i)):
-        print(f"  {percent[i]:6.2f} %  {videos[i]:6d} videos  {classes[i]}")
-
-
-@dataclass(frozen=True)
-class Show:
-    """Accuracy of one file of scores."""
-
-    file: Path
-    """Written by `tdn-bench evaluate --scores FILE`."""
-    per_class: bool = False
-    """Also print the accuracy of every class, worst first."""
-    confusion: Path | None = None
-    """Also write the confusion matrix to this CSV file: a row a true class, a column a prediction."""
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """The sum of the softmax scores of several networks (8 + 16 segments in the paper) on the same videos."""
-
-    files: tuple[Path, ...]
-    """Two or more files of scores."""
-    results: Path | None = None
-    """Also write a record to this folder."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean accuracy over splits: the three of UCF101 or HMDB51."""
-
-    files: tuple[Path, ...]
-    """Two or more files of scores, one a split."""
-
-
-def _load(files: Sequence[Path], alike: Sequence[str]) -> tuple[list[Scores], list[dict[str, Any]]]:
-    """Read two files or more. Raises UserError where the notes named in `alike` differ."""
-    if len(files) < 2:
-        raise UserError(f"two files of scores or more are needed, not {len(files)}")
-    scores, notes = zip(*map(load_scores, files), strict=True)
-    for path, other in zip(files, notes, strict=True):
-        for key in alike:
-            if other.get(key) != notes[0].get(key):
-                raise UserError(f"{files[0]} and {path} are not of the same {key}: {_short(notes[0], key)} "
-                                f"and {_short(other, key)}")  # fmt: skip
-    return list(scores), list(notes)
-
-
-def _short(notes: Mapping[str, Any], key: str) -> str:
-    text = str(notes.get(key))
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _class_names(scores: Scores, notes: Mapping[str, Any]) -> list[str]:
-    names = notes.get("classes")
-    fit = isinstance(names, list) and len(names) == scores.num_classes
-    return [str(name) for name in names] if fit else [str(i) for i in range(scores.num_classes)]  # type: ignore[union-attr]
-
-
-def _title(notes: Mapping[str, Any], scores: Scores) -> str:
-    views = f"{scores.num_views} view{'s' if scores.num_views > 1 else ''}"
-    return f"{notes.get('model')} on {notes.get('data')}/{notes.get('subset')}: {len(scores.ids)} videos, {views}"
-
-
-def show(config: Show) -> None:
-    """Print what one file says."""
-    scores, notes = load_scores(config.file)
-    classes = _class_names(scores, notes)
-    print(f"{_title(notes, scores)}, {scores}")
-    print(f"  checkpoint {notes.get('checkpoint')}, protocol {notes.get('protocol')}")
-    if config.per_class:
-        print_per_class(scores, classes)
-    if config.confusion is not None:
-        try:
-            with config.confusion.open("w", newline="", encoding="utf-8") as f:
-                writer = csv.writer(f)
-                writer.writerow(["true class", *classes])
-                writer.writerows([name, *row] for name, row in zip(classes, scores.confusion().tolist(), strict=True))
-        except OSError as e:
-            raise UserError(f"--confusion {config.confusion}: cannot be written ({e.strerror})") from e
-
-
-def run_ensemble(config: Ensemble) -> None:
-    """Print the accuracy of each file and of their sum."""
-    parts, notes = _load(config.files, alike=("classes",))
-    together = ensemble(parts, config.files)
-    for path, part in zip(config.files, parts, strict=True):
-        print(f"{path}: {part}")
-    print(f"ensemble of {len(parts)}: {len(together.ids)} videos, {together}")
-    if config.results is not None:
-        kept = [{k: v for k, v in n.items() if k != "classes"} for n in notes]
-        details = {
-            "files": [{"file": str(path), **n} for path, n in zip(config.files, kept, strict=True)],
-            "confusion": together.confusion().tolist(),
-            "classes": _class_names(together, notes[0]),
-        }
-        record = make_record(
-            "evaluate", f"ensemble-{len(parts)}-{notes[0].get('data')}", figures=together.figures(), samples={},
-            settings=asdict(config), device=torch.device("cpu"), details=details,
-        )  # fmt: skip
-        print(f"record: {write_record(record, config.results)}")
-
-
-def mean(config: Mean) -> None:
-    """Print the accuracy on each split, their mean and their standard deviation."""
-    parts, notes = _load(config.files, alike=("classes", "model", "protocol", "subset"))
-    for i, j in combinations(range(len(parts)), 2):
-        digests = notes[i].get("digest"), notes[j].get("digest")
-        if (None not in digests and digests[0] == digests[1]) or set(parts[i].ids) == set(parts[j].ids):
-            raise UserError(f"{config.files[i]} and {config.files[j]} are of the same split; name one file a split")
-    for path, part in zip(config.files, parts, strict=True):
-        if "top1_percent" not in part.figures():
-            raise UserError(f"{path}: holds no labels, so there is no accuracy to average")
-        print(f"{path}: {len(part.ids)} videos, {part}")
-    for k in (1, 5):
-        values = [part.top(k) for part in parts]
-        print(f"top-{k}: mean {statistics.mean(values):.2f} %, standard deviation {statistics.stdev(values):.2f} "
-              f"(sample) over {len(parts)} splits")  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Accuracy from files of scores: of one, of an ensemble, over splits."""
-    import tyro
-
-    config = tyro.extras.subcommand_cli_from_dict(
-        {"show": Show, "ensemble": Ensemble, "mean": Mean},
-        args=argv, prog="tdn-bench scores", config=(tyro.conf.PositionalRequiredArgs,),
-    )  # fmt: skip
-    if isinstance(config, Show):
-        show(config)
-    elif isinstance(config, Ensemble):
-        run_ensemble(config)
-    else:
-        mean(config)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    worst_first = sorted((i for i, n in enumerate(videos) if n), key=lambda i: (percent[i], i))
+    return [f"  {percent[i]:6.2f} %  {videos[i]:6d} videos  {classes[i]}" for i in worst_first]

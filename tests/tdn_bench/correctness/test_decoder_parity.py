@@ -3,7 +3,7 @@
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,37 +18,41 @@ from hypothesis import strategies as st
 from pipelines.cpu import decode_video, needed_packets
 from pipelines.errors import BadClip
 from pipelines.ledger import Lane
-from pipelines.loader import create_decoder
+from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import OK, Video, as_video
-from pipelines.odd_clips import CASES, OddClip, make_odd_clips, skipped_cases
+from pipelines.odd_clips import CASES, OddClip, skipped_cases
 from pipelines.plan import ClipPlan
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import run_command
 from tdn_bench.correctness import decoder_parity
-from tdn_bench.correctness.decoder_parity import (
-    SPEC,
-    Case,
-    Returned,
-    check_video,
-    compare_scores,
-    numbered_plans,
-    open_decoders,
-    psnr_db,
-)
-from tdn_bench.correctness.logits import main
-from tdn_bench.correctness.scores import Scores
+from tdn_bench.correctness.decoder_checks import SPEC, Returned, check_video, numbered_plans, psnr_db
+from tdn_bench.correctness.decoder_parity import open_decoders
+from tdn_bench.parity import main
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, OddClip]:
-    return {clip.name: clip for clip in make_odd_clips(tmp_path_factory.mktemp("odd"))}
+class Clips(dict[str, OddClip]):
+    """The odd clips by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, name: str) -> OddClip:
+        self[name] = CASES[name](self._folder)
+        return self[name]
 
 
 @pytest.fixture(scope="module")
-def cases(clips: dict[str, OddClip]) -> dict[str, Case]:
-    decoders = open_decoders(SPEC, CPU, 1)
-    return {name: check_video(as_video(clip.path, name), decoders, 0, clip) for name, clip in clips.items()}
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    return Clips(tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[dict[str, Decoder]]:
+    found = open_decoders(SPEC, CPU, 1)
+    yield found
+    for decoder in found.values():
+        decoder.close()
 
 
 def known(name: str) -> str:
@@ -58,9 +62,10 @@ def known(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_odd_clip(cases: dict[str, Case], name: str) -> None:
+def test_odd_clip(clips: Clips, decoders: dict[str, Decoder], name: str) -> None:
     """PyAV returns every frame; DALI too, or it says that it cannot. The scan is right, and so are the pixels."""
-    case = cases[known(name)]
+    clip = clips[known(name)]
+    case = check_video(as_video(clip.path, name), decoders, 0, clip)
     assert case.scan == []
     assert str(case.returned["pyav"]) == "exact"
     assert case.returned["pyav"].right == (10 + 4) * 20  # plans of 20 frames
@@ -85,7 +90,7 @@ def planes(frame: av.VideoFrame) -> bytes:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_skipping_changes_no_bit(clips: dict[str, OddClip], name: str) -> None:
+def test_skipping_changes_no_bit(clips: Clips, name: str) -> None:
     """What is decoded of a few frames, and what of all."""
     clip = clips[known(name)]
     video, whole = as_video(clip.path, name), all_frames(clip.path)
@@ -153,25 +158,25 @@ def copy_streams(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_file_copied_from_avi_keeps_the_decoders_order(clips: dict[str, OddClip], tmp_path: Path) -> None:
+def test_a_file_copied_from_avi_keeps_the_decoders_order(
+    clips: Clips, decoders: dict[str, Decoder], tmp_path: Path
+) -> None:
     """Its times ascend in the file's order, and would swap B-frames with their neighbours."""
     clip = clips[known("mpeg4_packed")]
     video = as_video(copy_streams(clip.path, tmp_path / "a.mkv"), "copy")
-    assert str(check_video(video, open_decoders(SPEC, CPU, 1), 0, clip).returned["pyav"]) == "exact"
+    assert str(check_video(video, decoders, 0, clip).returned["pyav"]) == "exact"
 
 
-def test_rotation_is_found_in_matroska(clips: dict[str, OddClip], tmp_path: Path) -> None:
+def test_rotation_is_found_in_matroska(clips: Clips, decoders: dict[str, Decoder], tmp_path: Path) -> None:
     clip = clips[known("h264_rotated_90")]
-    case = check_video(
-        as_video(copy_streams(clip.path, tmp_path / "a.mkv"), "mkv"), open_decoders(SPEC, CPU, 1), 0, clip
-    )
+    case = check_video(as_video(copy_streams(clip.path, tmp_path / "a.mkv"), "mkv"), decoders, 0, clip)
     assert case.scan == []
     assert (str(case.returned["pyav"]), case.false_pictures) == ("exact", [])
 
 
 @pytest.mark.parametrize("degrees", [None, 1, 45])
 def test_a_turn_that_is_no_quarter_is_left_alone(
-    clips: dict[str, OddClip], tmp_path: Path, degrees: float | None
+    clips: Clips, decoders: dict[str, Decoder], tmp_path: Path, degrees: float | None
 ) -> None:
     """A matrix of zeros (None), and slight or slanted turns."""
     clip = clips[known("vp9_plain")]
@@ -185,7 +190,7 @@ def test_a_turn_that_is_no_quarter_is_left_alone(
     video = as_video(path, "turned")
     if video.file.status == OK:
         assert video.file.rotation in (0, 90, 180, 270)
-        verdicts = {r.verdict for r in check_video(video, open_decoders(SPEC, CPU, 1), 0, clip).returned.values()}
+        verdicts = {r.verdict for r in check_video(video, decoders, 0, clip).returned.values()}
         assert verdicts == {"exact"}
 
 
@@ -193,7 +198,7 @@ def test_a_turn_that_is_no_quarter_is_left_alone(
 
 
 @pytest.fixture
-def one_clip(clips: dict[str, OddClip], monkeypatch: pytest.MonkeyPatch) -> OddClip:
+def one_clip(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> OddClip:
     clip = clips[known("vp9_uneven_rate")]
     monkeypatch.setattr(decoder_parity, "make_odd_clips", lambda folder: [clip])
     return clip
@@ -258,7 +263,7 @@ def test_command_catches_a_wrong_backend(
     assert record["details"]["cases"][0]["returned"]["wrong"]["verdict"] in ("wrong", "exact", "refused")
 
 
-def test_real_videos_are_judged_by_their_looks(clips: dict[str, OddClip]) -> None:
+def test_real_videos_are_judged_by_their_looks(clips: Clips) -> None:
     """Without numbers: a frame that looks like its neighbour in time is wrong."""
     clip = clips[known("vp9_plain")]
     case = check_video(as_video(clip.path, "a"), {"wrong": Wrong("next frame"), "right": Wrong("none")}, 0)
@@ -281,17 +286,6 @@ def test_scores_by_every_decoder(
     assert figures["psnr_min_db"] > 30
     assert 0 < figures["max_score_difference"] < 0.5
     assert abs(figures["top1_change_percent"]) <= 100
-
-
-def test_compare_scores() -> None:
-    one = Scores(("a", "b", "c"), torch.tensor([[[9.0, 0]], [[0, 9.0]], [[9.0, 0]]]), torch.tensor([0, 1, 1]))
-    other = Scores(("c", "b"), torch.tensor([[[0.0, 9.0]], [[0.0, 9.0]]]), torch.tensor([1, 1]))
-    found = compare_scores(one, other)
-    assert found["videos"] == 2
-    assert found["top1_change_percent"] == 50
-    assert found["same_class_percent"] == 50
-    assert found["max_score_difference"] == pytest.approx(1 / (1 + math.exp(-9)) - 1 / (1 + math.exp(9)))
-    assert compare_scores(one, replace(other, ids=("x", "y"))) == {"videos": 0}
 
 
 def test_plans_stay_inside_the_video() -> None:

@@ -1,11 +1,11 @@
 """Evaluation: every video once in all its views, the same in every run, and the command."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.flags import configure
 from support.videos import flat_frames, write_video
 
 from pipelines.annotations import Sample
@@ -13,12 +13,12 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.cpu import PyAVDecoder
 from pipelines.manifest import Manifest, Video, as_video
 from pipelines.plan import plan_evaluation
-from tdn_bench.cli.flags import DataFlags
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import DataFlags, run_command
+from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
-from tdn_bench.evaluate import Evaluate, main, score
-from tdn_bench.records.record import read_record
+from tdn_bench.evaluate import Evaluate, main
+from tdn_bench.records import read_record
 
 
 def batch_of(numbers, ids):
@@ -54,17 +54,18 @@ def test_score_gathers_views_and_runs_on_no_more_than_it_may(batch_size):
 
 
 def test_protocols_are_the_papers(small_checkpoint):
-    one = Evaluate(checkpoint=small_checkpoint)
-    assert one.resolved().clip_spec() == ClipSpec(4, size=64, crop_ratio=1.0)
-    thirty = Evaluate(checkpoint=small_checkpoint, protocol="thirty-view")
-    spec = thirty.resolved().clip_spec()
+    one = configure(Evaluate(), checkpoint=small_checkpoint)
+    _, spec = one.resolve()
+    assert spec == ClipSpec(4, size=64, crop_ratio=1.0)
+    thirty = configure(one, protocol="thirty-view")
+    _, spec = thirty.resolve()
     assert (spec.num_clips, spec.num_crops, spec.size, spec.num_views) == (10, 3, 256, 30)
-    spec = replace(thirty, size=128, clips=2).resolved().clip_spec()
+    _, spec = configure(thirty, size=128, clips=2).resolve()
     assert (spec.num_clips, spec.num_crops, spec.size) == (2, 3, 128)
-    spec = replace(one, crops=3).resolved().clip_spec()
+    _, spec = configure(one, crops=3).resolve()
     assert (spec.num_clips, spec.num_crops, spec.size) == (1, 3, 64)
     with pytest.raises(UserError, match="--clips 0"):
-        replace(one, clips=0).resolved().clip_spec()
+        configure(one, clips=0).resolve()
 
 
 def test_the_command(small_checkpoint, motion_data, tmp_path, capsys):
@@ -79,9 +80,13 @@ def test_the_command(small_checkpoint, motion_data, tmp_path, capsys):
     (path,) = tmp_path.glob("evaluate-*.json")
     record = read_record(path)
     assert record.figures == {
-        "videos": 8, "views": 1, "top1_percent": scores.top(1), "top5_percent": scores.top(5),
-        "mean_class_percent": scores.mean_class_accuracy(), "bad_clips": 0,
-    }  # fmt: skip
+        "videos": 8,
+        "views": 1,
+        "top1_percent": scores.top(1),
+        "top5_percent": scores.top(5),
+        "mean_class_percent": scores.mean_class_accuracy(),
+        "bad_clips": 0,
+    }
     assert record.details["confusion"] == scores.confusion().tolist()
     assert sum(c["videos"] for c in record.details["per_class"].values()) == 8
     assert record.settings["size"] == 64
@@ -125,11 +130,12 @@ def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_chec
     assert first.labels.tolist() == [v.sample.label for v in videos]
 
     # one video at a time, planned and decoded here
-    config = Evaluate(checkpoint=small_checkpoint, size=64, clips=2, crops=3).resolved()
-    network = config.build(8, torch.device("cpu"))
-    decode = PyAVDecoder(config.clip_spec(), 1)
+    config = configure(Evaluate(), checkpoint=small_checkpoint, size=64, clips=2, crops=3)
+    resolved, spec = config.resolve()
+    network = resolved.build(8, torch.device("cpu"))
+    decode = PyAVDecoder(spec, 1)
     for video, logits in zip(videos, first.logits, strict=True):
-        (frames,) = decode([plan_evaluation(video, config.clip_spec())])
+        (frames,) = decode([plan_evaluation(video, spec)])
         with torch.inference_mode():
             wanted = [network(view[None])[0] for view in frames.unflatten(0, (6, 4))]
         assert torch.allclose(logits, torch.stack(wanted), atol=1e-4)

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from tdn_bench.correctness.logits import TOLERANCE, EngineMismatch, check_engine, compare, rank_correlation
+from tdn_bench.correctness.engine_check import EngineMismatch, check_engine
+from tdn_bench.correctness.logits import TOLERANCE, compare_logits, rank_correlation
 
 CLASSES = 12
 
@@ -121,18 +122,18 @@ def test_another_batchs_answer_is_caught() -> None:
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_an_honest_engine_passes_and_is_recorded(network, precision: str) -> None:
     share = TOLERANCE[precision] / 8
-    agreement = check_engine(lambda f: rounded(network, f, share), network, FRAMES, precision)
-    assert (agreement.clips, agreement.precision, agreement.tolerance) == (8, precision, TOLERANCE[precision])
-    assert agreement.clip_correlation is not None
-    assert agreement.clip_correlation > 0.8
-    assert agreement.clip_spread == pytest.approx(1, abs=0.4)
+    comparison = check_engine(lambda f: rounded(network, f, share), network, FRAMES, precision)
+    assert (comparison.clips, comparison.precision, comparison.tolerance) == (8, precision, TOLERANCE[precision])
+    assert comparison.clip_correlation is not None
+    assert comparison.clip_correlation > 0.8
+    assert comparison.clip_spread == pytest.approx(1, abs=0.4)
 
 
 @pytest.mark.parametrize("frames", [[clips(1, 0)], [clips(1, 0).repeat(4, 1, 1, 1, 1, 1)]])
 def test_clips_that_are_too_alike_tell_nothing_and_the_record_says_so(frames: list[Tensor]) -> None:
-    agreement = check_engine(lambda f: trained(f).bfloat16(), trained, frames, "bf16")
-    assert agreement.clip_correlation is None
-    assert agreement.clip_spread is None
+    comparison = check_engine(lambda f: trained(f).bfloat16(), trained, frames, "bf16")
+    assert comparison.clip_correlation is None
+    assert comparison.clip_spread is None
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -144,5 +145,5 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(a, 7 * a.exp()) == pytest.approx(1)
     same, other = torch.ones(1, 9), torch.arange(9.0)[None]
     assert [rank_correlation(same, other), rank_correlation(other, same), rank_correlation(same, same)] == [0, 0, 1]
-    assert compare(a * float("nan"), a).rank_correlation == 0
-    assert "not finite" in (compare(a * float("nan"), a).fault() or "")
+    assert compare_logits(a * float("nan"), a).rank_correlation == 0
+    assert "not finite" in (compare_logits(a * float("nan"), a).fault() or "")

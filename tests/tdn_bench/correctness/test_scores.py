@@ -3,6 +3,7 @@
 import csv
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tdn_bench.cli.run import run_command
-from tdn_bench.correctness.scores import Scores, check_target, ensemble, load_scores, main
+from tdn_bench.cli import run_command
+from tdn_bench.correctness.scores import Scores, check_target, compare_scores, ensemble, load_scores
 from tdn_bench.errors import UserError
-from tdn_bench.records.record import read_record
+from tdn_bench.records import read_record
+from tdn_bench.scores import main
 
 
 def random_scores(videos: int, views: int, classes: int, seed: int, unknown: bool = False) -> Scores:
@@ -91,8 +93,15 @@ def test_confusion_and_per_class_accuracy_are_counts(shape):
     assert scores.mean_class_accuracy() == pytest.approx(mean, nan_ok=True)
 
 
-NOTES = {"model": "tdn", "protocol": {"clips": 1, "crops": 1}, "data": "set", "digest": "d1", "subset": "validation",
-         "checkpoint": "c.safetensors", "classes": ["ä", "b", "c"]}  # fmt: skip
+NOTES = {
+    "model": "tdn",
+    "protocol": {"clips": 1, "crops": 1},
+    "data": "set",
+    "digest": "d1",
+    "subset": "validation",
+    "checkpoint": "c.safetensors",
+    "classes": ["ä", "b", "c"],
+}
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -192,6 +201,17 @@ def test_what_is_no_ensemble_names_the_video():
     labels[1] = (labels[1] + 1) % 4
     with pytest.raises(UserError, match="give video v1 different labels"):
         ensemble([first, Scores(first.ids, first.logits, labels)])
+
+
+def test_compare_scores() -> None:
+    one = Scores(("a", "b", "c"), torch.tensor([[[9.0, 0]], [[0, 9.0]], [[9.0, 0]]]), torch.tensor([0, 1, 1]))
+    other = Scores(("c", "b"), torch.tensor([[[0.0, 9.0]], [[0.0, 9.0]]]), torch.tensor([1, 1]))
+    found = compare_scores(one, other)
+    assert found["videos"] == 2
+    assert found["top1_change_percent"] == 50
+    assert found["same_class_percent"] == 50
+    assert found["max_score_difference"] == pytest.approx(1 / (1 + math.exp(-9)) - 1 / (1 + math.exp(9)))
+    assert compare_scores(one, replace(other, ids=("x", "y"))) == {"videos": 0}
 
 
 @pytest.fixture
