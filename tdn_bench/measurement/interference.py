@@ -1,57 +1,24 @@
-"""The protocol of a measurement: warm until stable, as long as the wanted interval needs, and watched meanwhile."""
+"""What disturbs a measurement: other processes, a hypervisor, throttling, clock changes, drift."""
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy import stats as distributions
+from tdn_bench.measurement.statistics import drift
 
 UNSTABLE_FOREIGN, VOID_FOREIGN = 0.05, 0.25  # shares of the machine's processor time that others took
 UNSTABLE_STEAL, VOID_STEAL = 0.02, 0.20  # … that the hypervisor gave to other machines
 CLOCK_CHANGE = 0.10  # of the median clock
 DRIFT = 0.05  # of the median, from the first half of the samples to the second
-MIN_SECONDS, MIN_BATCHES = 3.0, 10
+MIN_SAMPLES = 10  # below, halves are too short for a drift to show
 # NVML's clock event reasons that are somebody's limit: hardware slowdown, its thermal and its power brake, software
 # thermal. The power cap (4) is how a card at full load works: noted, not void.
 THROTTLED = 0x8 | 0x40 | 0x80 | 0x20
 POWER_CAP = 0x4
-
-
-def drift(samples: Sequence[float]) -> float:
-    """By what share the median of the second half differs from the first half's."""
-    half = len(samples) // 2
-    return statistics.median(samples[-half:]) / statistics.median(samples[:half]) - 1 if half else 0.0
-
-
-def warm_up(
-    work: Callable[[], float], *, min_calls: int = 4, min_s: float = 0.0, max_s: float = 20.0, tolerance: float = 0.05
-) -> dict[str, float | bool]:
-    """Call `work`, which returns what it took (s), until it no longer gets faster: at least `min_calls` times and
-    `min_s` seconds, then until the median of the last quarter of the calls is within `tolerance` of the quarter before;
-    at most `max_s` seconds. Returns how long, how often, and whether it was stable by then."""
-    taken: list[float] = []
-    start, stable = time.perf_counter(), False
-    while not stable and (len(taken) < min_calls or time.perf_counter() - start < max_s):
-        taken.append(work())
-        quarter = max(1, len(taken) // 4)
-        if len(taken) >= max(2, min_calls) and time.perf_counter() - start >= min_s:
-            last, before = (statistics.median(part) for part in (taken[-quarter:], taken[-2 * quarter : -quarter]))
-            stable = last >= (1 - tolerance) * before
-    return {"warmup_s": time.perf_counter() - start, "warmup_calls": len(taken), "warmup_stable": stable}
-
-
-def half_width(samples: Sequence[float], groups: int = 10) -> float:
-    """Half the width of the mean's 95 % interval as a share of it, from the means of ten groups in a row: neighbours
-    are alike, so that single samples would promise too much."""
-    means = np.array([part.mean() for part in np.array_split(np.asarray(samples, float), min(groups, len(samples)))])
-    error = means.std(ddof=1) / math.sqrt(len(means))
-    return float(distributions.t.ppf(0.975, len(means) - 1) * error / means.mean())
 
 
 def _processor_s() -> tuple[float, float]:
@@ -125,7 +92,7 @@ class Watch:
                 (void if share > limits[1] else unstable).append(text.format(share))
         if self.figures.get("thermal_throttles"):
             void.append("the processor was throttled by its temperature")
-        if len(samples) >= MIN_BATCHES and abs(drift(samples)) > DRIFT:
+        if len(samples) >= MIN_SAMPLES and abs(drift(samples)) > DRIFT:
             unstable.append(f"the samples drift by {drift(samples):+.1%} from the first half to the second")
         gpu = gpu or {}
         if clocks := gpu.get("sm_clock_mhz"):

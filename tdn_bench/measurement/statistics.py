@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+PERCENTILES = (50, 90, 99)  # of latencies and times, wherever they are stated
 
 
 class TooFewSamples(UserError):
@@ -49,6 +53,42 @@ def percentile(samples: Sequence[float] | np.ndarray, q: float, confidence: floa
     # P(X_(low) > percentile) and P(X_(high) < percentile) are at most (1 − confidence) / 2 each; counted from 1
     low, high = max(int(below), 1), min(int(above) + 1, n)
     return Interval(float(np.percentile(ordered, q)), float(ordered[low - 1]), float(ordered[high - 1]))
+
+
+def drift(samples: Sequence[float]) -> float:
+    """By what share the median of the second half differs from the first half's."""
+    half = len(samples) // 2
+    return statistics.median(samples[-half:]) / statistics.median(samples[:half]) - 1 if half else 0.0
+
+
+def half_width(samples: Sequence[float], groups: int = 10) -> float:
+    """Half the width of the mean's 95 % interval as a share of it, from the means of ten groups in a row: neighbours
+    are alike, so that single samples would promise too much."""
+    means = np.array([part.mean() for part in np.array_split(np.asarray(samples, float), min(groups, len(samples)))])
+    error = means.std(ddof=1) / math.sqrt(len(means))
+    return float(distributions.t.ppf(0.975, len(means) - 1) * error / means.mean())
+
+
+def share_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
+    """A share and its Clopper-Pearson interval. The lower end of the share of latencies within a bound reaches 0.99
+    exactly where the upper end of their p99 (`percentile`) is within the bound."""
+    tail, failures = (1 - confidence) / 2, total - successes
+    low = float(distributions.beta.ppf(tail, successes, failures + 1)) if successes else 0.0
+    high = float(distributions.beta.ppf(1 - tail, successes + 1, failures)) if failures else 1.0
+    return Interval(successes / total if total else math.nan, low, high)
+
+
+def rate_interval(videos: Sequence[float], seconds: Sequence[float], chunks: int = 20) -> Interval:
+    """Videos a second over consecutive batches, and its 95 % interval by the spread of up to `chunks` runs of them: a
+    batch that waited for data is followed by one that did not, so single batches are not independent."""
+    parts = [p for p in np.array_split(np.arange(len(videos)), chunks) if len(p)]
+    v = np.array([np.asarray(videos)[p].sum() for p in parts], float)
+    s = np.array([np.asarray(seconds)[p].sum() for p in parts], float)
+    rate = v.sum() / s.sum()
+    if len(parts) < 2:
+        return Interval(float(rate), 0.0, math.inf)
+    error_s = distributions.t.ppf(0.975, len(parts) - 1) * math.sqrt(len(parts)) * np.std(s - v / rate, ddof=1)
+    return Interval(*(float(v.sum() / max(s.sum() + e, 1e-9)) for e in (0, error_s, -error_s)))
 
 
 Rounds = Sequence[Sequence[float]]  # a value for each turn, by round: a round is a set of fresh processes
@@ -83,21 +123,22 @@ def resampled(rounds: Rounds, generator: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Change:
-    """By how much a time has changed: the ratio now ÷ before, its interval, and what could have been found.
+    """By how much a time has changed: the ratio now ÷ before, its interval, and what could have been detected.
 
-    `detectable` is the smallest ratio above 1 that would have been found slower nine times in ten with this noise.
+    `detectable`, the minimum detectable change: the smallest ratio above 1 that is found slower nine times in ten with
+    this noise.
     """
 
     ratio: Interval
     detectable: float
 
     def verdict(self, margin: float) -> str:
-        """`regression`: slower by more than the margin for sure. `slower`, `same`, `faster`: surely within the margin,
-        and the interval lies above, holds, or lies below no change. Else `cannot tell`."""
+        """`regression`: certainly slower by more than the margin. `slower`, `same`, `faster`: certainly within the
+        margin, and the interval lies above, holds, or lies below no change. Else `inconclusive`."""
         if self.ratio.low > 1 + margin:
             return "regression"
         if self.ratio.high > 1 + margin:
-            return "cannot tell"
+            return "inconclusive"
         return "slower" if self.ratio.low > 1 else "faster" if self.ratio.high < 1 else "same"
 
 

@@ -1,4 +1,6 @@
-"""A ledger's books, closed: what is unexplained, the bottleneck, how well stages overlap; and its trace."""
+"""Where the time went: what a ledger's threads booked, by stage; what is unexplained, the bottleneck, the overlap.
+
+The *ledger* (`pipelines.ledger`) is where every thread books its work and its waiting while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ MOST_UNEXPLAINED_PERCENT = 5
 
 
 @dataclass(frozen=True)
-class Account:
+class TimeBreakdown:
     """What the lanes of a measured period come to. A pool is the threads that share their work."""
 
     stages_s: dict[str, float]  # summed over threads; what a GPU did is by its own clock; idle is the consumer's
@@ -40,8 +42,8 @@ class Account:
         ]
 
 
-def close(ledger: Ledger) -> Account:
-    """The account of the time between the ledger's start and stop."""
+def break_down(ledger: Ledger) -> TimeBreakdown:
+    """The breakdown of the time between the ledger's start and stop."""
     host = [lane for lane in ledger.lanes if lane.busy_s or lane is ledger.consumer]
     device = [lane for lane in ledger.device_lanes if lane.busy_s]
     pools: dict[str, list[Lane]] = {}
@@ -58,7 +60,7 @@ def close(ledger: Ledger) -> Account:
     busy_s = {name: sum(lane.busy_s for lane in lanes) / len(lanes) for name, lanes in pools.items()}
     busiest = pools[max(busy_s, key=busy_s.__getitem__)] if pools else []
     work_s = {stage: _sum(busiest, stage) for stage in WORK}
-    return Account(
+    return TimeBreakdown(
         {stage: _sum(device, stage) or _sum(host, stage) for stage in WORK} | {IDLE: ledger.consumer.seconds[IDLE]},
         threads,
         max((abs(row.get("unexplained_percent", 0)) for row in threads), default=0),

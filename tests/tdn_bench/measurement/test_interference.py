@@ -7,7 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from tdn_bench.measurement.interference import Watch, drift, half_width, warm_up
+from tdn_bench.measurement.interference import Watch
+from tdn_bench.measurement.statistics import drift, half_width
+from tdn_bench.measurement.warm_up import warm_up
 
 
 def test_warm_up_ends_when_nothing_gets_faster():

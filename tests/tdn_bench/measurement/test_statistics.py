@@ -63,10 +63,14 @@ def test_what_is_said_to_be_detectable_is_detected():
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
-        (1.031, 1.1, "regression"), (1.029, 1.031, "cannot tell"), (0.5, 1.5, "cannot tell"),
-        (1.001, 1.02, "slower"), (0.99, 1.02, "same"), (0.9, 0.99, "faster"),
+        (1.031, 1.1, "regression"),
+        (1.029, 1.031, "inconclusive"),
+        (0.5, 1.5, "inconclusive"),
+        (1.001, 1.02, "slower"),
+        (0.99, 1.02, "same"),
+        (0.9, 0.99, "faster"),
     ],
-)  # fmt: skip
+)
 def test_verdicts(low, high, verdict):
     assert Change(Interval(1, low, high), 1.0).verdict(0.03) == verdict
 

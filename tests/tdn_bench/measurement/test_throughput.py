@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.flags import configure
 
-import tdn_bench.measurement.throughput as throughput
-from tdn_bench.cli.run import run_command
-from tdn_bench.correctness.logits import EngineMismatch, check_engine, compare
-from tdn_bench.measurement.throughput import Throughput, Timings, figures, main, measure, summary
-from tdn_bench.records.record import read_record
+import tdn_bench.correctness.engine_check as engine_check
+from tdn_bench.cli import run_command
+from tdn_bench.correctness.engine_check import EngineMismatch, check_engine
+from tdn_bench.correctness.logits import compare_logits
+from tdn_bench.measurement.throughput import Throughput, Timings, measure, timing_figures
+from tdn_bench.records import read_record
+from tdn_bench.throughput import main, summary
 
 
 def test_figures_from_raw_timings():
@@ -20,12 +23,12 @@ def test_figures_from_raw_timings():
         infer_s=[0.3, 0.1, 0.2],
         videos=[4, 4, 2],
     )
-    f = figures(timings, 4, 5)
+    f = timing_figures(timings, 4, 5)
     per_video = [100, 50, 150]
     assert f["ms_per_video"] == pytest.approx(90)
     assert not [name for name in f if name.startswith("p") and "ms_per_video" in name]  # three batches bound none
     many = replace(timings, interval_s=timings.interval_s * 14, videos=timings.videos * 14)
-    g = figures(many, 4, 5)
+    g = timing_figures(many, 4, 5)
     expected = np.percentile(per_video * 14, (50, 90))
     assert [g[f"p{q}_ms_per_video"] for q in (50, 90)] == pytest.approx(expected)
     assert g["p50_low_ms_per_video"] <= g["p50_ms_per_video"] <= g["p50_high_ms_per_video"]
@@ -33,24 +36,14 @@ def test_figures_from_raw_timings():
     assert f["clips_per_s"] == pytest.approx(10 / 0.9)
     assert f["frames_per_s"] == pytest.approx(10 * 20 / 0.9)
     assert f["real_time"] is True
-    assert figures(replace(timings, interval_s=[4, 2, 3]), 4, 5)["real_time"] is False
+    assert timing_figures(replace(timings, interval_s=[4, 2, 3]), 4, 5)["real_time"] is False
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnx", "none"])
 def test_a_run_counts_every_video_and_writes_its_record(small_checkpoint, motion_data, tmp_path, capsys, engine):
     flags = ["--engine", engine, "--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--device", "cpu"]
-    flags += [
-        "--batch-size",
-        "3",
-        "--seconds",
-        "0",
-        "--warmup-batches",
-        "1",
-        "--workers",
-        "1",
-        "--results",
-        str(tmp_path),
-    ]
+    flags += ["--batch-size", "3", "--seconds", "0", "--warmup-batches", "1", "--workers", "1"]
+    flags += ["--results", str(tmp_path)]
     assert run_command(main, flags) == 0
     (path,) = tmp_path.glob("*.json")
     record = read_record(path)
@@ -74,8 +67,9 @@ def test_a_run_counts_every_video_and_writes_its_record(small_checkpoint, motion
 
 
 def test_backends_agree_on_what_is_measured(small_checkpoint, motion_data):
-    config = Throughput(checkpoint=small_checkpoint, data=motion_data, seconds=0, batch_size=8, workers=1, device="cpu")
-    digests = {measure(replace(config, backend=b)).data["digest"] for b in ("pyav", "dali")}
+    config = configure(Throughput(), checkpoint=small_checkpoint, data=motion_data, device="cpu")
+    config = configure(config, seconds=0, batch_size=8, workers=1)
+    digests = {measure(configure(config, backend=b)).data["digest"] for b in ("pyav", "dali")}
     assert len(digests) == 1
 
 
@@ -116,20 +110,20 @@ def test_an_engine_that_is_not_the_network_is_not_timed(small_checkpoint, motion
         def __call__(self, frames):
             return self.engine(frames)[:1].expand(len(frames), -1)
 
-    real = throughput.create_engine
+    real = engine_check.create_engine
 
     def create(name, network, spec, **_):
         engine = real("eager", network, spec)
         return Constant(engine) if name == "onnx" else engine
 
-    monkeypatch.setattr(throughput, "create_engine", create)
+    monkeypatch.setattr(engine_check, "create_engine", create)
     flags = ["--engine", "onnx", "--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--device", "cpu"]
     assert run_command(main, [*flags, "--workers", "1"]) == 2
     assert "not the network" in capsys.readouterr().err
 
 
 def reference(frames: torch.Tensor) -> torch.Tensor:
-    """A stand-in network whose logits depend on all of a clip."""
+    """A made-up network whose logits depend on all of a clip."""
     return frames.flatten(1).float()[:, :12] / 50
 
 
@@ -162,9 +156,9 @@ def test_an_engine_that_is_not_the_network_is_caught(wrong):
         check_engine(wrong, reference, FRAMES, "fp32")
 
 
-def test_agreement_is_in_deviations_of_the_logits():
+def test_differences_are_in_deviations_of_the_logits():
     wanted = torch.tensor([[0.0, 2.0], [4.0, 2.0]])
-    agreement = compare(wanted + torch.tensor([[0.5, 0], [0, 0]]), wanted)
-    assert agreement.max_difference == pytest.approx(0.5 / max(wanted.std(), (wanted - wanted.mean(0)).std()))
-    assert agreement.top1_percent == 100
-    assert compare(wanted.flip(1), wanted).top1_percent == 0
+    found = compare_logits(wanted + torch.tensor([[0.5, 0], [0, 0]]), wanted)
+    assert found.max_difference == pytest.approx(0.5 / max(wanted.std(), (wanted - wanted.mean(0)).std()))
+    assert found.top1_percent == 100
+    assert compare_logits(wanted.flip(1), wanted).top1_percent == 0
