@@ -1,4 +1,4 @@
-"""The whole way in one command: synthetic videos → TDN and TSN trained → every engine and loader measured → report."""
+"""The whole way on synthetic videos: train TDN and TSN, measure every engine and loader, write a report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 from engines import ENGINES
 from pipelines.processes import cores
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli.child import Command
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import Command, parse, pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import demo as demo_recipe
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import utc_now
-from tdn_bench.reporting.report import write_report
+from tdn_bench.records import check_folder, machine_name, utc_now
+from tdn_bench.reporting import write_report
 
 
 @dataclass(frozen=True)
@@ -25,25 +22,25 @@ class Demo:
     """Train TDN and TSN on synthetic motion, measure every engine and loader that can run here, write a report."""
 
     output: Path = Path("runs/demo")
-    """Videos and checkpoints."""
-    results: Path = Path("results")
-    """Records and the report go to <results>/<machine>/demo/."""
+    """Folder for videos and checkpoints."""
+    results: Path | None = None
+    """Folder for the records and the report; default: OUTPUT/records. To publish: results/<machine>/demo."""
     train_videos: int = 640
     """Synthetic videos to train on."""
     validation_videos: int = 160
     """Synthetic videos held out."""
-    epochs: int = demo_recipe().epochs
+    epochs: int = demo_recipe().optimization.epochs
     """Of both networks."""
     seconds: float = 4
     """Measure each engine and loader for at least this long."""
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
     workers: int | None = None
-    """Decoding threads and rendering processes; default: one a core."""
+    """Decoding threads and rendering processes; default: one per core."""
 
 
-def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[str, Path]:
-    """Train both networks by the same recipe; return their checkpoints.
+def train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[str, Path]:
+    """Train both networks by the same recipe; return their checkpoints. Raises UserError where one fails.
 
     Without a GPU they train side by side, each on half of the processors: a small network leaves a second thread
     idle for much of the time, so that both together take little longer than one.
@@ -70,14 +67,27 @@ def _train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[s
     return {kind: config.output / kind / "last.safetensors" for kind in ("tdn", "tsn")}
 
 
+def measurements(config: Demo, checkpoints: dict[str, Path], device: str) -> dict[str, list[str]]:
+    """What is measured, each with its flags of `tdn-bench throughput`; `device` is the type of the one that is used."""
+    with_tdn, with_tsn = (["--checkpoint", str(checkpoints[k]), "--device", config.device] for k in ("tdn", "tsn"))
+    found = {f"engine {engine}": ["--engine", engine, *with_tdn] for engine in ENGINES}
+    found["engine openvino, int8"] = ["--engine", "openvino", "--precision", "int8", *with_tdn]
+    found["engine eager, TSN"] = [*with_tsn, "--name", "tsn-eager"]
+    for where in dict.fromkeys(("cpu", device)):
+        for backend in ("pyav", "dali") if where == "cpu" else ("dali",):
+            flags = ["--engine", "none", "--device", where, "--backend", backend, "--name", f"{backend}-{where}"]
+            found[f"loader {backend} on the {where}"] = [*flags, "--checkpoint", str(checkpoints["tdn"])]
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo: data, training, measurement, report."""
-    import tyro
-
-    config = tyro.cli(Demo, args=argv, prog="tdn-bench demo")
+    config = parse(Demo, argv, "demo")
     begun, started = time.perf_counter(), utc_now()
     device = pick_device(config.device)
-    folder = config.results / machine_name(device) / "demo"
+    folder = config.results or config.output / "records"
+    check_folder("--output", config.output)
+    check_folder("--results", folder)
 
     def step(title: str) -> None:
         print(f"\n[{time.perf_counter() - begun:4.0f} s] {title}", flush=True)
@@ -88,21 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     side_by_side = device.type == "cpu" and cores() > 1
     step(f"training tdn and tsn: same backbone, same budget{', side by side' if side_by_side else ''}")
-    checkpoints = _train(config, data, folder, side_by_side)
+    checkpoints = train(config, data, folder, side_by_side)
 
     common = ["--data", str(data), "--seconds", str(config.seconds), "--results", str(folder)]
     if config.workers is not None:
         common += ["--workers", str(config.workers)]
-    with_tdn = ["--checkpoint", str(checkpoints["tdn"]), "--device", config.device]
-    measurements = {f"engine {engine}": ["--engine", engine, *with_tdn] for engine in ENGINES}
-    measurements["engine openvino, int8"] = ["--engine", "openvino", "--precision", "int8", *with_tdn]
-    measurements["engine eager, TSN"] = ["--checkpoint", str(checkpoints["tsn"]), "--name", "tsn-eager"]
-    for where in dict.fromkeys(("cpu", device.type)):
-        for backend in ("pyav", "dali") if where == "cpu" else ("dali",):
-            flags = ["--engine", "none", "--device", where, "--backend", backend, "--name", f"{backend}-{where}"]
-            measurements[f"loader {backend} on the {where}"] = [*flags, "--checkpoint", str(checkpoints["tdn"])]
     missing = []
-    for title, flags in measurements.items():
+    for title, flags in measurements(config, checkpoints, device.type).items():
         step(title)
         error = Command("tdn_bench.throughput", [*common, *flags]).wait()
         if error is not None:
@@ -110,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             missing.append(f"{title}: {error}")
     step("report")
     print(f"report: {write_report(folder, since=started, missing=missing)}")
+    if config.results is None:
+        published = Path("results") / machine_name(device) / "demo"
+        print(f"To publish it, copy {folder} to {published}, or run the demo with --results {published}.")
 
 
 if __name__ == "__main__":

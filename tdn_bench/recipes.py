@@ -1,4 +1,4 @@
-"""Recipes: a named, complete training run is a function that returns a frozen dataclass.
+"""Recipes: a named, complete training run is a function that returns nested, frozen dataclasses.
 
 Every field is a flag of `python -m tdn_bench.train RECIPE` (`--batch-size 32`). Sources: the authors' released
 training scripts and the paper's Sec. 4.1 for Something-Something and Kinetics; our own runs for `demo`. For UCF101 and
@@ -8,33 +8,20 @@ HMDB51 the authors published accuracies and a part of the settings only: see `uc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tdn_bench.cli.flags import LoaderFlags
+from pipelines.clip import ClipSpec
+from tdn_bench.cli import DataFlags, LoaderFlags, known_variant, settings_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(LoaderFlags):
-    """A complete run; every field is a flag."""
+class Start:
+    """Where the weights come from; without any, they are fresh."""
 
-    name: str = "sthv2"
-    """What the run is called in its record."""
-    model: str = "tdn_resnet50"
-    """Network; `tdn-bench list` names them."""
-    num_segments: int | None = None
-    """T, segments in a clip; default: the network's (8; 32 of I3D)."""
-    size: int = 224
-    """Height and width of the network's input, pixels (at least 64)."""
-    crop_ratio: float = 224 / 256
-    """Share of the short side that validation's centre crop keeps."""
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Shares of the short side that the sides of a training crop take (multi-scale crop)."""
-    dropout: float = 0.5
-    """Dropout before the classifier."""
     init: Path | None = None
     """Start of the backbone: a file with torchvision's ResNet weights (ImageNet)."""
     checkpoint: Path | None = None
@@ -42,6 +29,12 @@ class Recipe(LoaderFlags):
     finetune: Path | None = None
     """Start of all but the classifier: a checkpoint of the same network, trained on other classes. The fresh classifier
     learns faster: its weight at 5 times the learning rate, its bias at 10 times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """SGD, and how its learning rate falls."""
+
     batch_size: int = 64
     """Clips in a step, over all GPUs."""
     epochs: int = 60
@@ -60,6 +53,30 @@ class Recipe(LoaderFlags):
     """Of weights; biases and batch norm have none."""
     clip_gradient_norm: float = 20.0
     """Gradients are scaled down to this norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run; every field is a flag."""
+
+    name: str = "sthv2"
+    """What the run is called in its record."""
+    model: str = "tdn_resnet50"
+    """Network; `tdn-bench list` names them."""
+    num_segments: int | None = None
+    """T, segments in a clip; default: the network's (8; 32 of I3D)."""
+    size: int = 224
+    """Height and width of the network's input, pixels (at least 64)."""
+    crop_ratio: float = 224 / 256
+    """Share of the short side that validation's centre crop keeps."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Shares of the short side that the sides of a training crop take (multi-scale crop)."""
+    dropout: float = 0.5
+    """Dropout before the classifier."""
+    start: Start = field(default_factory=Start)
+    optimization: Optimization = field(default_factory=Optimization)
+    data: DataFlags = field(default_factory=DataFlags)
+    loader: LoaderFlags = field(default_factory=LoaderFlags)
     precision: Precision = "auto"
     """AMP: auto is bf16 on a GPU that is fast at it, fp16 with a gradient scaler on an older one, fp32 on a CPU."""
     compile: bool = False
@@ -77,6 +94,16 @@ class Recipe(LoaderFlags):
     resume: bool = False
     """Go on from the output folder's last finished epoch."""
 
+    def clip_spec(self) -> ClipSpec:
+        """The clips of training and validation. Raises UserError for an unknown network."""
+        variant = known_variant(self.model)
+        segments = variant.num_segments if self.num_segments is None else self.num_segments
+        return ClipSpec(segments, variant.frames_per_segment, self.size, self.crop_ratio, self.crop_scales)
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as a record has it, with the network's own T."""
+        return settings_of(self) | {"num_segments": self.clip_spec().num_segments}
+
 
 def sthv2() -> Recipe:
     """Something-Something V2, TDN-ResNet50, 8 segments: 64.0 % top-1 in the paper (Table 2)."""
@@ -85,19 +112,15 @@ def sthv2() -> Recipe:
 
 def sthv1() -> Recipe:
     """Something-Something V1, TDN-ResNet50, 8 segments: 52.3 % top-1 in the paper (Table 2)."""
-    return Recipe(name="sthv1", dataset="sthv1", output=Path("runs/sthv1"))
+    return Recipe(name="sthv1", data=DataFlags(dataset="sthv1"), output=Path("runs/sthv1"))
 
 
 def kinetics400() -> Recipe:
     """Kinetics-400, TDN-ResNet50, 8 segments: 76.6 % top-1 with 30 views in the paper (Table 3)."""
     return Recipe(
         name="kinetics400",
-        dataset="kinetics400",
-        batch_size=128,
-        lr=0.02,
-        epochs=100,
-        milestones=(50, 75, 90),
-        weight_decay=1e-4,
+        data=DataFlags(dataset="kinetics400"),
+        optimization=Optimization(batch_size=128, lr=0.02, epochs=100, milestones=(50, 75, 90), weight_decay=1e-4),
         output=Path("runs/kinetics400"),
     )
 
@@ -111,12 +134,10 @@ def ucf101() -> Recipe:
     """
     return Recipe(
         name="ucf101",
-        dataset="ucf101",
+        data=DataFlags(dataset="ucf101"),
         num_segments=16,
         dropout=0.8,
-        lr=0.001,
-        epochs=25,
-        milestones=(10, 20),
+        optimization=Optimization(lr=0.001, epochs=25, milestones=(10, 20)),
         output=Path("runs/ucf101"),
     )
 
@@ -126,7 +147,7 @@ def hmdb51() -> Recipe:
 
     The settings are `ucf101`'s, with the same doubts.
     """
-    return replace(ucf101(), name="hmdb51", dataset="hmdb51", output=Path("runs/hmdb51"))
+    return replace(ucf101(), name="hmdb51", data=DataFlags(dataset="hmdb51"), output=Path("runs/hmdb51"))
 
 
 def demo() -> Recipe:
@@ -139,11 +160,7 @@ def demo() -> Recipe:
         crop_ratio=1.0,
         crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
         dropout=0.0,
-        batch_size=8,
-        epochs=12,
-        lr=0.01,
-        schedule="cosine",
-        warmup_epochs=1,
+        optimization=Optimization(batch_size=8, epochs=12, lr=0.01, schedule="cosine", warmup_epochs=1),
         evaluate_every=4,
         output=Path("runs/demo/tdn"),
     )

@@ -1,42 +1,26 @@
-"""A figure over commits, from all records below some folders: `tdn-bench history FOLDER… --figure ms_per_video`."""
+"""A figure over commits: which records hold it, in what order they stand, the table and the plot."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from tdn_bench.cli.run import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records.record import Record, read_record
-
-
-@dataclass(frozen=True)
-class History:
-    """How a figure went over the commits of this checkout: a table and a plot, a line a machine, kind and name."""
-
-    folders: tuple[Path, ...]
-    """Folders with records (*.json), in them or in folders below."""
-    figure: str | None = None
-    """Figure to follow, e.g. ms_per_video; without one, the figures that there are are listed."""
-    kind: str | None = None
-    """Only records of this kind, e.g. throughput."""
-    name: str | None = None
-    """Only records of this name, e.g. openvino-fp32-pyav."""
-    out: Path = Path("runs/history.png")
-    """Where the plot is written."""
+from tdn_bench.records import Record, read_record
+from tdn_bench.reporting.plots import pyplot
 
 
 @dataclass(frozen=True)
 class Point:
+    """One record's value of the figure, and where it stands."""
+
     record: Record
     column: tuple[int, str, str, int]  # its commit's place; how many of its line's points of that commit came before
     commit: str  # short, with a mark
@@ -118,11 +102,7 @@ def table(points: Sequence[Point]) -> str:
 
 def plot(lines: Mapping[tuple[str, ...], Sequence[Point]], figure: str, path: Path) -> None:
     """One line for each of `lines`; a void run is shown, but joined with nothing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     commits = {p.column: p.commit for points in lines.values() for p in points}
     x = {column: i for i, column in enumerate(sorted(commits))}
     fig, ax = plt.subplots(figsize=(min(5 + 0.3 * len(x), 16), 4.5))
@@ -148,31 +128,3 @@ def plot(lines: Mapping[tuple[str, ...], Sequence[Point]], figure: str, path: Pa
     except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
         raise UserError(f"--out {path}: cannot be written ({e})") from e
     plt.close(fig)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table and write the plot; without a figure, list those that there are."""
-    import tyro
-
-    config = tyro.cli(History, args=argv, prog="tdn-bench history", config=(tyro.conf.PositionalRequiredArgs,))
-    records = read_below(config.folders)
-    if not (chosen := [r for r in records if config.kind in (None, r.kind) and config.name in (None, r.name)]):
-        there = ", ".join(sorted({f"{r.kind} {r.name}" for r in records}))
-        raise UserError(f"--kind {config.kind} --name {config.name}: no such records; there are {there}")
-    figures = sorted({(r.kind, figure) for r in chosen for figure, _ in numbers(r.figures)})
-    if config.figure is None:
-        for kind, found in groupby(figures, lambda pair: pair[0]):
-            print(f"{kind}: {', '.join(figure for _, figure in found)}")
-        return
-    if config.figure not in (names := {figure for _, figure in figures}):
-        close = ", ".join(difflib.get_close_matches(config.figure, names, n=5)) or "nothing like it"
-        raise UserError(f"--figure {config.figure}: in no record; there is {close}; leave the flag out to see all")
-    lines = lines_of(chosen, config.figure, commit_order())
-    for line, points in lines.items():
-        print(f"{', '.join(line)}: {config.figure}\n{table(points)}")
-    plot(lines, config.figure, config.out)
-    print(f"+: files differed from the commit; ?: not in the history here; both placed by time\nplot: {config.out}")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

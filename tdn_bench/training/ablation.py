@@ -1,4 +1,4 @@
-"""Train a table of networks by one recipe and several seeds, and tabulate it beside the published rows.
+"""A table of networks, trained by one recipe with several seeds, beside the published rows.
 
 Every run is a `tdn-bench train` of its own with its own record; a run whose record is there is not trained again, one
 that was stopped goes on from its last epoch. A run's folder is named after everything that decides its result.
@@ -13,23 +13,22 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.processes import cores
-from tdn_bench.cli.child import Command
-from tdn_bench.cli.flags import known_variant, pick_device
-from tdn_bench.cli.run import run_command
+import torch
+
+from tdn_bench.cli import Command, known_variant, settings_of
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
 from tdn_bench.recipes import RECIPES, Recipe
-from tdn_bench.records.environment import machine_name
+from tdn_bench.records import Record, make_record, read_record
 from tdn_bench.records.published import PUBLISHED
-from tdn_bench.records.record import Record, check_folder, make_record, read_record, write_record
-from tdn_bench.reporting.report import markdown_table
+from tdn_bench.records.tables import markdown_table
+from tdn_bench.training.run_state import STATE
 
 
 @dataclass(frozen=True)
@@ -67,33 +66,41 @@ TABLES: dict[str, Table] = {
         published="2",
     ),
 }
+# A type checker wants literals written out; what may be typed is what the tables and the recipes are.
+if TYPE_CHECKING:
+    TableName = str
+    RecipeName = str
+else:
+    TableName = Literal[tuple(TABLES)]
+    RecipeName = Literal[tuple(RECIPES)]
+
 # Where runs lie, and what a run's speed but not its result depends on; data that is named counts as a flag.
 _NOT_OF_THE_RESULT = ("name", "output", "results", "resume", "workers", "device", "data", "manifest")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablate:
-    """Train every network of a table by one recipe, with several seeds, and tabulate them beside the published rows.
-    Run again to go on where it stopped."""
+class AblationFlags:
+    """Which networks are trained, and how."""
 
-    table: Literal["table1a", "table1b", "table1c", "table1d", "table1e", "table1f", "ordering", "networks"]
+    table: TableName
     """Which networks (`tdn-bench list`)."""
-    recipe: Literal["sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51", "demo"] = "demo"
+    recipe: RecipeName = "demo"
     """How they are trained (`tdn-bench train RECIPE --help`)."""
     data: Path | None = None
     """The data set's folder; default for demo: synthetic motion videos, rendered once."""
     backbone: str | None = None
     """resnet50, resnet101 or resnet_small; default: the recipe's."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One training each, of weights, order and augmentation."""
+    """Every network is trained once with each: they decide weights, order and augmentation."""
     train_flags: str = ""
     """More flags for every training, in one string: --train-flags='--epochs 4 --lr 0.02'."""
-    parallel: int | None = None
-    """Trainings at a time; default: one a core without a GPU, one with it."""
     output: Path = Path("runs/ablate")
-    """Videos and checkpoints."""
-    results: Path | None = None
-    """Folder for records and the table; default: results/<machine>/ablate/."""
+    """Folder for videos and checkpoints."""
+
+    def check(self) -> None:
+        """Raise UserError for seeds that cannot be."""
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise UserError("--seeds: name each seed once, from 0 on")
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,19 @@ class Run:
         return f"{self.variant}-seed{self.seed}"
 
 
-def plan_runs(config: Ablate, recipe: Recipe, synthetic: Path | None = None) -> list[Run]:
-    """All trainings of the table, seed by seed: an interrupted one has whole seeds first."""
+@dataclass(frozen=True)
+class Ablation:
+    """What finished runs came to."""
+
+    figures: Mapping[str, Mapping[str, Any]]  # by variant
+    records: Sequence[Record]  # of the runs
+    table: str  # Markdown
+
+
+def plan_runs(config: AblationFlags, recipe: Recipe, synthetic: Path | None = None) -> list[Run]:
+    """All trainings of the table, seed by seed: an interrupted one has whole seeds first. `recipe` is what
+    `config.recipe` names; `synthetic` is where its videos were rendered, if they were. Raises UserError for a network
+    that there is not."""
     backbone = config.backbone or recipe.model.partition("_")[2]
     runs = []
     for seed in config.seeds:
@@ -125,15 +143,18 @@ def plan_runs(config: Ablate, recipe: Recipe, synthetic: Path | None = None) -> 
             flags += shlex.split(config.train_flags)
             if config.data is not None:
                 flags += ["--data", str(config.data.absolute())]
-            key = hashlib.sha256(json.dumps([flags, _settings(recipe)], default=str).encode()).hexdigest()[:8]
-            output = config.output / f"{config.recipe}-{variant}-seed{seed}-{key}"
+            output = config.output / f"{config.recipe}-{variant}-seed{seed}-{_key(flags, recipe)}"
             rendered = ["--data", str(synthetic)] if synthetic is not None else []  # the same clips wherever they lie
             runs.append(Run(variant, seed, (*flags, *rendered), output))
     return runs
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {k: v for k, v in asdict(recipe).items() if k not in _NOT_OF_THE_RESULT}
+def _key(flags: Sequence[str], recipe: Recipe) -> str:
+    """Eight digits that stand for all that decides a run's result. The order of the settings counts: another one
+    would give finished runs new names, and train them again."""
+    settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
+    deciding = {name: value for name, value in settings.items() if name not in _NOT_OF_THE_RESULT}
+    return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
 
 def find_record(run: Run, folder: Path) -> Record | None:
@@ -144,7 +165,8 @@ def find_record(run: Run, folder: Path) -> Record | None:
 
 
 def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | None, device: str) -> None:
-    """Train what has no record yet, `parallel` at a time. Raises UserError with the first failure's reason."""
+    """Train what has no record in `folder` yet, `parallel` at a time, with `threads` each (None: the default). Raises
+    UserError with the first failure's reason."""
     todo = [run for run in runs if find_record(run, folder) is None]
     print(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done before", flush=True)
     running: dict[Command, Run] = {}
@@ -154,10 +176,7 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
         while todo or running:
             while todo and len(running) < parallel:
                 run = todo.pop(0)
-                flags = [*run.flags, "--name", run.name, "--output", str(run.output), "--results", str(folder)]
-                flags += ["--device", device, *(["--workers", str(threads)] if threads else [])]
-                flags += ["--resume"] if (run.output / "last.pt").exists() else []
-                running[Command("tdn_bench.train", flags, threads)] = run
+                running[Command("tdn_bench.train", _flags(run, folder, threads, device), threads)] = run
             for command in [c for c in running if not c.running]:
                 run = running.pop(command)
                 if (error := command.wait()) is not None:
@@ -169,36 +188,58 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
         signal.signal(signal.SIGTERM, before)
 
 
-def tabulate(config: Ablate, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Any], list[Record], str]:
-    """Figures by variant, the runs' records, and the table as Markdown."""
+def _flags(run: Run, folder: Path, threads: int | None, device: str) -> list[str]:
+    """Of `tdn-bench train`, for one run; it goes on where it was stopped before."""
+    flags = [*run.flags, "--name", run.name, "--output", str(run.output), "--results", str(folder), "--device", device]
+    flags += ["--workers", str(threads)] if threads else []
+    return flags + (["--resume"] if (run.output / STATE).exists() else [])
+
+
+def tabulate(config: AblationFlags, runs: Sequence[Run], folder: Path) -> Ablation:
+    """Figures and table of the runs, whose records lie in `folder`; every variant needs one at least."""
     found = [(run, record) for run in runs if (record := find_record(run, folder)) is not None]
-    figures: dict[str, Any] = {}
+    table = TABLES[config.table]
+    figures: dict[str, dict[str, Any]] = {}
     rows = []
-    for variant in TABLES[config.table].variants:
+    for variant in table.variants:
         records = [record for run, record in found if run.variant == variant]
-        values = [r.figures["top1_percent"] for r in records]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        settings = records[0].settings
-        count = measure(settings["model"], num_segments=settings["num_segments"], size=settings["size"],
-                        num_classes=len(records[0].details["classes"]))  # fmt: skip
-        figures[variant] = {
-            "top1_percent_mean": statistics.mean(values), "top1_percent_sd": spread, "seeds": len(values),
-            "gmacs": count.total.macs / 1e9, "parameters": count.total.parameters,
-            "train_s_mean": statistics.mean(r.figures["train_s"] for r in records),
-        }  # fmt: skip
-        rows.append(
-            [
-                variant,
-                VARIANTS[variant].what,
-                f"{settings['num_segments']} × {VARIANTS[variant].frames_per_segment}",
-                f"{count.total.macs / 1e9:.3f}",
-                f"{statistics.mean(values):.1f}" + (f" ± {spread:.1f}" if spread is not None else ""),
-                " ".join(f"{v:.1f}" for v in values),
-                _published(variant, TABLES[config.table].published),
-            ]
-        )
+        figures[variant] = _figures(records)
+        rows.append(_row(variant, records, figures[variant], table.published))
     header = ["network", "what", "T × L", "G mult-adds", "top-1 %, mean ± sd", "by seed", "published"]
-    return figures, [record for _, record in found], markdown_table(header, rows)
+    return Ablation(figures, [record for _, record in found], markdown_table(header, rows))
+
+
+def _figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Of one variant's runs."""
+    values = [r.figures["top1_percent"] for r in records]
+    settings, classes = records[0].settings, records[0].details["classes"]
+    count = measure(
+        settings["model"],
+        num_segments=settings["num_segments"],
+        size=settings["size"],
+        num_classes=len(classes),
+    ).total
+    return {
+        "top1_percent_mean": statistics.mean(values),
+        "top1_percent_sd": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
+        "gmacs": count.macs / 1e9,
+        "parameters": count.parameters,
+        "train_s_mean": statistics.mean(r.figures["train_s"] for r in records),
+    }
+
+
+def _row(variant: str, records: Sequence[Record], figures: Mapping[str, Any], published: str) -> list[str]:
+    spread = figures["top1_percent_sd"]
+    return [
+        variant,
+        VARIANTS[variant].what,
+        f"{records[0].settings['num_segments']} × {VARIANTS[variant].frames_per_segment}",
+        f"{figures['gmacs']:.3f}",
+        f"{figures['top1_percent_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else ""),
+        " ".join(f"{r.figures['top1_percent']:.1f}" for r in records),
+        _published(variant, published),
+    ]
 
 
 def _published(variant: str, table: str) -> str:
@@ -208,49 +249,33 @@ def _published(variant: str, table: str) -> str:
     return "; ".join(f"{r.top1_percent:g} ({r.data}, {r.frames})" for r in rows) or "–"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, tabulate, write a record and the table."""
-    import tyro
-
-    config = tyro.cli(Ablate, args=argv, prog="tdn-bench ablate", config=(tyro.conf.PositionalRequiredArgs,))
-    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
-        raise UserError("--seeds: name each seed once, from 0 on")
-    if config.parallel is not None and config.parallel < 1:
-        raise UserError(f"--parallel {config.parallel}: must be at least 1")
-    recipe = RECIPES[config.recipe]()
-    device = pick_device(recipe.device)
-    parallel = config.parallel or (cores() if device.type == "cpu" else 1)
-    threads = max(1, cores() // parallel) if device.type == "cpu" else None
-    folder = config.results or Path("results") / machine_name(device) / "ablate"
-    check_folder("--results", folder)
-    check_folder("--output", config.output)
-    synthetic = None
-    if config.data is None and config.recipe == "demo":
-        from pipelines.synthetic import make_dataset
-
-        synthetic = make_dataset(config.output / "data", train=640, validation=160)
-    runs = plan_runs(config, recipe, synthetic)
-    train_all(runs, folder, parallel, threads, str(device))
-    figures, records, table = tabulate(config, runs, folder)
-    epochs = records[0].settings["epochs"]
-    title = (
-        f"# {config.table}: {TABLES[config.table].what}\n\n"
-        f"Recipe {config.recipe}, {epochs} epochs, {records[0].settings['size']} px, data "
-        f"{records[0].data['name'] if records[0].data else '?'}; seeds {', '.join(map(str, config.seeds))}; "
+def page(config: AblationFlags, ablation: Ablation) -> str:
+    """The table as a Markdown page that says what was trained."""
+    first = ablation.records[0]
+    title = f"# {config.table}: {TABLES[config.table].what}"
+    what = (
+        f"Recipe {config.recipe}, {first.settings['epochs']} epochs, {first.settings['size']} px, data "
+        f"{first.data['name'] if first.data else '?'}; seeds {', '.join(map(str, config.seeds))}; "
         "± is the sample standard deviation over seeds. Published figures are of other data and larger networks: "
         "compare orders, not values."
     )
-    record = make_record(
-        "ablation", f"{config.table}-{config.recipe}", figures=figures,
-        samples={v: [r.figures["top1_percent"] for r in records if r.name.startswith(f"{v}-seed")] for v in figures},
-        settings=asdict(config), device=device,
-        details={"commits": sorted({r.commit or "unknown" for r in records}), "data": records[0].data},
-    )  # fmt: skip
-    path = folder / f"{config.table}-{config.recipe}.md"
-    written = write_record(record, folder)
-    path.write_text(f"{title}\n\n{table}\n", encoding="utf-8")
-    print(f"\n{table}\n\ntable: {path}\nrecord: {written}")
+    return f"{title}\n\n{what}\n\n{ablation.table}\n"
 
 
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+def ablation_record(
+    config: AblationFlags, ablation: Ablation, settings: Mapping[str, Any], device: torch.device
+) -> Record:
+    """The table as a record; `settings` are the command's flags."""
+    by_variant = {v: [r for r in ablation.records if r.name.startswith(f"{v}-seed")] for v in ablation.figures}
+    return make_record(
+        "ablation",
+        f"{config.table}-{config.recipe}",
+        figures=ablation.figures,
+        samples={v: [r.figures["top1_percent"] for r in records] for v, records in by_variant.items()},
+        settings=settings,
+        device=device,
+        details={
+            "commits": sorted({r.commit or "unknown" for r in ablation.records}),
+            "data": ablation.records[0].data,
+        },
+    )

@@ -8,9 +8,10 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from tdn_bench.cli.run import run_command
-from tdn_bench.records.record import make_record, write_record
-from tdn_bench.reporting.history import commit_order, lines_of, main, plot
+from tdn_bench.cli import run_command
+from tdn_bench.history import main
+from tdn_bench.records import make_record, write_record
+from tdn_bench.reporting.history import commit_order, lines_of, plot
 
 
 @pytest.fixture
@@ -30,10 +31,14 @@ def commits(tmp_path, monkeypatch):
 
 def record(commit, day, ms, *, machine="m", cpu="x", name="a", **more):
     made = make_record(
-        "throughput", name, figures={"ms_per_video": ms, "real_time": True, "part": {"inner_ms": 2 * ms}},
-        samples={"interval_s": [0.01, 0.04, 0.03], "videos": [1, 2, 1]}, settings={},
-        device=torch.device("cpu"), **more,
-    )  # fmt: skip
+        "throughput",
+        name,
+        figures={"ms_per_video": ms, "real_time": True, "part": {"inner_ms": 2 * ms}},
+        samples={"interval_s": [0.01, 0.04, 0.03], "videos": [1, 2, 1]},
+        settings={},
+        device=torch.device("cpu"),
+        **more,
+    )
     described = {**made.machine, "name": machine, "cpu": cpu}
     return replace(made, commit=commit, created_utc=f"2026-01-{day:02d}T00:00:00Z", machine=described)
 
@@ -42,10 +47,8 @@ def test_commits_stand_as_git_orders_them_whenever_they_were_measured(commits):
     order = commit_order()
     assert [c for c, _ in sorted(order.items(), key=lambda item: item[1])] == commits
     a, b, c, _ = commits
-    records = [
-        record(c, 3, 3.0), record(a, 9, 1.0), record(b, 2, 2.0), record(c, 4, 4.0),
-        record(b + "+", 2, 2.5), record("f" * 40, 5, 5.0), record(None, 1, 0.5),
-    ]  # fmt: skip
+    measured = ((c, 3, 3.0), (a, 9, 1.0), (b, 2, 2.0), (c, 4, 4.0), (b + "+", 2, 2.5), ("f" * 40, 5, 5.0))
+    records = [record(*one) for one in (*measured, (None, 1, 0.5))]
     [points] = lines_of(records, "ms_per_video", order).values()
     labels = ["none?", a[:9], b[:9], b[:9] + "+", c[:9], c[:9], "fffffffff?"]
     assert [p.commit for p in points] == labels

@@ -3,29 +3,47 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from support.flags import configure
 
-from tdn_bench.cli.run import run_command
+from pipelines.errors import DataError
+from tdn_bench.ablate import main
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.recipes import demo
-from tdn_bench.records.record import Record, make_record, write_record
-from tdn_bench.training import ablation as ablate
-from tdn_bench.training.ablation import TABLES, Ablate, Table, find_record, main, plan_runs, tabulate
+from tdn_bench.recipes import RECIPES, demo
+from tdn_bench.records import Record, make_record, write_record
+from tdn_bench.training import ablation
+from tdn_bench.training.ablation import (
+    TABLES,
+    AblationFlags,
+    Run,
+    Table,
+    find_record,
+    plan_runs,
+    tabulate,
+)
 
-CONFIG = Ablate(table="table1e", seeds=(0, 7))
+CONFIG = AblationFlags(table="table1e", seeds=(0, 7))
 
 
-def finished(run: ablate.Run, top1: float, model: str) -> Record:
+def finished(run: Run, top1: float, model: str) -> Record:
     settings = {"output": str(run.output), "model": model, "num_segments": 4, "size": 64, "epochs": 3}
     return make_record(
-        "train", run.name, figures={"top1_percent": top1, "train_s": 10.0}, samples={}, settings=settings,
-        device=torch.device("cpu"), details={"classes": ["a", "b"]},
-    )  # fmt: skip
+        "train",
+        run.name,
+        figures={"top1_percent": top1, "train_s": 10.0},
+        samples={},
+        settings=settings,
+        device=torch.device("cpu"),
+        details={"classes": ["a", "b"]},
+    )
 
 
 def test_tables_are_of_known_variants_and_hold_the_network_itself() -> None:
@@ -44,7 +62,7 @@ def test_a_runs_folder_is_named_after_all_that_decides_its_result() -> None:
     for other in (
         plan_runs(replace(CONFIG, data=Path("elsewhere")), demo()),
         plan_runs(replace(CONFIG, train_flags="--epochs 4"), demo()),
-        plan_runs(CONFIG, replace(demo(), lr=0.02)),
+        plan_runs(CONFIG, configure(demo(), lr=0.02)),
         plan_runs(replace(CONFIG, backbone="resnet50"), demo()),
         plan_runs(replace(CONFIG, recipe="sthv2"), demo()),
     ):
@@ -55,8 +73,23 @@ def test_a_runs_folder_is_named_after_all_that_decides_its_result() -> None:
         plan_runs(replace(CONFIG, backbone="vgg"), demo())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [
+        ("demo", "demo-tdn-seed0-6b16af3b"),
+        ("sthv2", "sthv2-tdn-seed0-2701278a"),
+        ("kinetics400", "kinetics400-tdn-seed0-e82359fb"),
+        ("hmdb51", "hmdb51-tdn-seed0-ccae4a05"),
+    ],
+)
+def test_runs_keep_the_names_that_they_were_finished_under(recipe: str, folder: str) -> None:
+    """Under other names they would all be trained again."""
+    runs = plan_runs(replace(CONFIG, recipe=recipe), RECIPES[recipe]())
+    assert folder in {run.output.name for run in runs}
+
+
 def test_only_the_same_runs_record_counts(tmp_path: Path) -> None:
-    run, other = plan_runs(CONFIG, demo())[0], plan_runs(CONFIG, replace(demo(), lr=0.5))[0]
+    run, other = plan_runs(CONFIG, demo())[0], plan_runs(CONFIG, configure(demo(), lr=0.5))[0]
     assert find_record(run, tmp_path) is None
     write_record(finished(other, 1, "tsn_resnet_small"), tmp_path)
     assert find_record(run, tmp_path) is None
@@ -73,20 +106,47 @@ def test_the_table_holds_means_deviations_and_published_figures_apart(tmp_path: 
     for run in runs:
         top1 = {0: 50.0, 7: 54.0}[run.seed] if run.variant == "tdn" else 10.0
         write_record(finished(run, top1, f"{run.variant}_resnet_small"), tmp_path)
-    figures, records, table = tabulate(CONFIG, runs, tmp_path)
-    assert len(records) == 8
+    found = tabulate(CONFIG, runs, tmp_path)
+    figures = found.figures
+    assert len(found.records) == 8
     assert figures["tdn"]["top1_percent_mean"] == 52
     assert figures["tdn"]["top1_percent_sd"] == pytest.approx(8**0.5)  # of 50 and 54, over n − 1
-    header, _, *rows = table.splitlines()
+    header, _, *rows = found.table.splitlines()
     assert header.split(" | ")[4:] == ["top-1 %, mean ± sd", "by seed", "published |"]
     row = next(r for r in rows if r.startswith("| tdn |"))
     assert "| 52.0 ± 2.8 | 50.0 54.0 | 52.3 (sthv1, 8 × 5) |" in row
     assert next(r for r in rows if r.startswith("| tsn |")).endswith("| 10.0 ± 0.0 | 10.0 10.0 | – |")
 
 
+class InThisProcess:
+    """A `Command` that has run by the time it is there: no interpreter to start, no torch to load."""
+
+    running = False
+
+    def __init__(self, module: str, flags: Sequence[str], threads: int | None = None) -> None:
+        self._error = None
+        try:
+            import_module(module).main(flags)
+        except (UserError, DataError) as e:
+            self._error = str(e)
+
+    def wait(self) -> str | None:
+        return self._error
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_trains_what_is_missing_goes_on_where_it_stopped_and_names_what_failed(
-    motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    motion_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    processes: bool,
 ) -> None:
+    if not processes:
+        monkeypatch.setattr(ablation, "Command", InThisProcess)
     monkeypatch.setitem(TABLES, "table1e", Table("two of them", ("tsn", "tconv")))
     flags = ["table1e", "--data", str(motion_data), "--seeds", "0", "--output", str(tmp_path / "runs")]
     flags += ["--results", str(tmp_path / "results")]

@@ -13,62 +13,53 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from support.flags import configure
 from torch import nn
 
 from pipelines.errors import DataError
 from pipelines.plan import epoch_order
 from tdn_bench.checkpoint import CheckpointError, read_metadata, read_training_state, save_checkpoint
-from tdn_bench.cli.flags import DataFlags
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import DataFlags, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.recipes import RECIPES, demo, hmdb51, kinetics400, sthv1, sthv2, ucf101
-from tdn_bench.records.record import read_record
-from tdn_bench.training import loop as module
-from tdn_bench.training.loop import (
-    TrainStep,
-    learning_rate,
-    main,
-    parameter_groups,
-    resolve_precision,
-    train,
-    train_record,
-)
+from tdn_bench.records import read_record
+from tdn_bench.train import main
+from tdn_bench.training import TrainStep, learning_rate, loop, parameter_groups, resolve_precision, train, train_record
+from tdn_bench.training.distributed import Ranks, open_data
 
 CPU = torch.device("cpu")
 
 
 def tiny(data, output, **changes):
     """A run of seconds on a handful of clips."""
-    recipe = replace(
-        demo(), data=data, output=output, batch_size=4, epochs=2, evaluate_every=1, workers=1, device="cpu"
-    )
-    return replace(recipe, **changes)
+    flags = {"batch_size": 4, "epochs": 2, "evaluate_every": 1, "workers": 1, "device": "cpu"} | changes
+    return configure(demo(), data=data, output=output, **flags)
 
 
 def test_recipes_hold_the_authors_numbers():
-    ss, k = sthv2(), kinetics400()
+    ss, k = sthv2().optimization, kinetics400().optimization
     assert (ss.lr, ss.batch_size, ss.epochs, ss.milestones, ss.weight_decay) == (0.01, 64, 60, (30, 45, 55), 5e-4)
     assert (k.lr, k.batch_size, k.epochs, k.milestones, k.weight_decay) == (0.02, 128, 100, (50, 75, 90), 1e-4)
     for make in RECIPES.values():
-        recipe = make()
-        assert recipe.momentum == 0.9
-        assert recipe.clip_gradient_norm == 20
-    assert ss.dropout == k.dropout == 0.5
-    assert replace(sthv1(), name=ss.name, dataset=ss.dataset, output=ss.output) == ss
-    assert all(RECIPES[name]().dataset == name for name in RECIPES if name != "demo")
+        optimization = make().optimization
+        assert optimization.momentum == 0.9
+        assert optimization.clip_gradient_norm == 20
+    assert sthv2().dropout == kinetics400().dropout == 0.5
+    assert configure(sthv1(), name="sthv2", dataset="sthv2", output=sthv2().output) == sthv2()
+    assert all(RECIPES[name]().data.dataset == name for name in RECIPES if name != "demo")
     for recipe in (ucf101(), hmdb51()):  # what the paper's accuracies belong to
         assert (recipe.model, recipe.num_segments) == ("tdn_resnet50", 16)
 
 
 def test_step_schedule_divides_by_ten_after_each_milestone():
-    rates = [learning_rate(sthv2(), e) for e in (0, 29.99, 30, 44.99, 45, 55, 59.99)]
+    rates = [learning_rate(sthv2().optimization, e) for e in (0, 29.99, 30, 44.99, 45, 55, 59.99)]
     assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
 
 def test_cosine_schedule_with_warmup():
-    recipe = replace(demo(), lr=1.0, epochs=11, warmup_epochs=1)
-    assert [learning_rate(recipe, e) for e in (0, 0.5, 1, 6, 11)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    optimization = replace(demo().optimization, lr=1.0, epochs=11, warmup_epochs=1)
+    assert [learning_rate(optimization, e) for e in (0, 0.5, 1, 6, 11)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 def test_optimiser_groups_are_the_authors():
@@ -102,9 +93,8 @@ def test_a_fresh_classifier_has_groups_of_its_own():
 
 
 def test_the_schedule_keeps_the_groups_apart():
-    recipe = replace(ucf101(), finetune="k400.safetensors")
     network = create_model("tsn_resnet_small", num_classes=3, num_segments=2, dropout=0)
-    step = TrainStep(FrameClassifier(network), recipe, "fp32", CPU)
+    step = TrainStep(FrameClassifier(network), ucf101().optimization, "fp32", CPU, fresh_classifier=True)
     weight, bias = (p.detach().clone() for p in (network.classifier.weight, network.classifier.bias))
     step(torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8), torch.arange(3), 10)
     assert [g["lr"] for g in step.optimizer.param_groups] == pytest.approx([1e-4, 2e-4, 1e-4, 5e-4, 1e-3])
@@ -119,7 +109,7 @@ def test_fine_tuning_starts_from_all_but_the_classifier(motion_data, tmp_path):
     torch.nn.init.normal_(start.classifier.bias)
     save_checkpoint(start, tmp_path / "five.safetensors", {})
     recipe = tiny(motion_data, tmp_path / "out", model="tsn_resnet_small", epochs=1, lr=0.0)
-    tuned = replace(recipe, finetune=tmp_path / "five.safetensors")
+    tuned = configure(recipe, finetune=tmp_path / "five.safetensors")
     train(tuned, progress=False)
     state = read_training_state(tmp_path / "out" / "last.pt")["network"]
     for name, tensor in start.named_parameters():
@@ -129,19 +119,19 @@ def test_fine_tuning_starts_from_all_but_the_classifier(motion_data, tmp_path):
     assert state["classifier.weight"].std().item() == pytest.approx(0.001, rel=0.2)
     assert not state["classifier.bias"].any()
     with pytest.raises(UserError, match=r"last\.pt: is of another network or start"):
-        train(replace(recipe, epochs=2, resume=True), progress=False)  # without --finetune its groups differ
+        train(configure(recipe, epochs=2, resume=True), progress=False)  # without --finetune its groups differ
 
 
 def test_a_step_is_sgd_with_clipping():
     torch.manual_seed(0)
-    recipe = replace(demo(), lr=0.1, warmup_epochs=0, clip_gradient_norm=0.5, dropout=0)
+    optimization = replace(demo().optimization, lr=0.1, warmup_epochs=0, clip_gradient_norm=0.5)
     classifiers = [
         FrameClassifier(create_model("tsn_resnet_small", num_classes=3, num_segments=2, dropout=0)) for _ in "ab"
     ]
     classifiers[1].load_state_dict(classifiers[0].state_dict())
     frames = torch.randint(0, 256, (4, 2, 5, 64, 64, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
-    step = TrainStep(classifiers[0], recipe, "fp32", CPU)
+    step = TrainStep(classifiers[0], optimization, "fp32", CPU)
     losses = [step(frames, labels, 0).item() for _ in range(2)]
 
     ours, momentum = [], {}
@@ -152,7 +142,7 @@ def test_a_step_is_sgd_with_clipping():
         gradients = torch.autograd.grad(loss, list(plain.parameters()))
         norm = torch.sqrt(sum((g**2).sum() for g in gradients))
         with torch.no_grad():
-            for group in parameter_groups(plain, 0.1, recipe.weight_decay):
+            for group in parameter_groups(plain, 0.1, optimization.weight_decay):
                 for p in group["params"]:
                     g = next(g for q, g in zip(plain.parameters(), gradients, strict=True) if q is p)
                     g = g * min(1, 0.5 / norm) + group["weight_decay"] * p
@@ -165,10 +155,9 @@ def test_a_step_is_sgd_with_clipping():
 
 def one_batch_step(precision, name):
     torch.manual_seed(0)
-    recipe = replace(demo(), lr=0.05, warmup_epochs=0, epochs=100, dropout=0)
-    step = TrainStep(
-        FrameClassifier(create_model(name, num_classes=3, num_segments=2, dropout=0)), recipe, precision, CPU
-    )
+    optimization = replace(demo().optimization, lr=0.05, warmup_epochs=0, epochs=100)
+    classifier = FrameClassifier(create_model(name, num_classes=3, num_segments=2, dropout=0))
+    step = TrainStep(classifier, optimization, precision, CPU)
     frames = torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8)
     return step, lambda: step(frames, torch.arange(3), 0).item()
 
@@ -214,15 +203,14 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
 
     # the same run, cut after its first epoch: a schedule of two epochs, of which one is done
     half = tiny(motion_data, tmp_path / "half")
-    import tdn_bench.training.loop as module
 
-    def stop(step, loader, number, progress, original=module._train_epoch):
+    def stop(step, loader, number, progress, original=loop.train_epoch):
         if number == 1:
             raise KeyboardInterrupt
         return original(step, loader, number, progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_train_epoch", stop)
+        patch.setattr(loop, "train_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(half, progress=False)
     resumed = train(replace(half, resume=True), progress=False)
@@ -299,16 +287,16 @@ def spoiled(data, folder, train_positions, validation_positions):
     return folder / "set.arrow", manifest
 
 
-def test_bad_clips_get_stand_ins_in_training_and_none_in_validation(motion_data, tmp_path):
+def test_bad_clips_are_replaced_in_training_and_left_out_of_validation(motion_data, tmp_path):
     places = epoch_order(16, seed=0, epoch=0, shuffle=True)[:4].tolist()  # the whole first batch
     path, manifest = spoiled(motion_data, tmp_path, places, [2])
     recipe = tiny(None, tmp_path / "out", manifest=path, epochs=1, model="tsn_resnet_small", max_bad_share=1)
     result = train(recipe, progress=False)
     record = train_record(recipe, result)
     assert (result.bad_clips, result.validation_bad_clips) == (4, 1)
-    assert result.stand_ins >= 4
+    assert result.replacements >= 4
     figures = {k: record.figures[k] for k in ("bad_clips", "stand_ins", "validation_bad_clips")}
-    assert figures == {"bad_clips": 4, "stand_ins": result.stand_ins, "validation_bad_clips": 1}
+    assert figures == {"bad_clips": 4, "stand_ins": result.replacements, "validation_bad_clips": 1}
     wanted = {manifest.split("train")[i].path for i in places} | {manifest.split("validation")[2].path}
     assert set(record.details["bad_clips"]) == wanted
     log = (tmp_path / "out" / "bad_clips.jsonl").read_text().splitlines()
@@ -316,9 +304,9 @@ def test_bad_clips_get_stand_ins_in_training_and_none_in_validation(motion_data,
     assert manifest.split("validation")[2].id not in result.scores.ids
     assert len(result.scores.ids) == 7
     with pytest.raises(DataError, match=r"more than --max-bad-share 0\.01 allows"):
-        train(replace(recipe, max_bad_share=0.01), progress=False)
+        train(configure(recipe, max_bad_share=0.01), progress=False)
     with pytest.raises(DataError, match="--on-bad-clip skip"):
-        train(replace(recipe, on_bad_clip="error"), progress=False)
+        train(configure(recipe, on_bad_clip="error"), progress=False)
 
 
 def two_processes(manifest, *flags):
@@ -326,9 +314,12 @@ def two_processes(manifest, *flags):
     command += ["-m", "tdn_bench.train", "demo", "--manifest", str(manifest), "--data", str(manifest.parent / "set")]
     command += ["--epochs", "1", "--batch-size", "4", "--model", "tsn_resnet_small", "--workers", "1"]
     return subprocess.run(
-        [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=300,
+        [*command, "--device", "cpu", *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -338,7 +329,7 @@ def test_a_scan_may_take_hours(motion_data, tmp_path, monkeypatch, rank):
     monkeypatch.setattr(dist, "new_group", lambda **options: options)
     monkeypatch.setattr(dist, "barrier", lambda group=None: calls.append(group))
     monkeypatch.setenv("LOCAL_RANK", str(rank))
-    manifest = module._open(tiny(motion_data, tmp_path), module.Ranks(rank, 2), False)
+    manifest = open_data(tiny(motion_data, tmp_path).data, Ranks(rank, 2), False)
     assert len(manifest.videos) == 24
     (group,) = calls
     assert group["backend"] == "gloo"
