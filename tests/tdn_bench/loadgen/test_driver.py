@@ -8,22 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from tdn_bench.loadgen.driver import (
-    Goal,
-    Pipeline,
-    Schedule,
-    burst_rate,
-    grows,
-    live_streams,
-    nth_video,
-    poisson,
-    rate_interval,
-    run_closed,
-    run_schedule,
-    search,
-    share_interval,
-)
-from tdn_bench.measurement.statistics import percentile, samples_for_percentile
+from tdn_bench.loadgen.arrivals import Schedule, live_streams, nth_video, poisson
+from tdn_bench.loadgen.driver import Goal, burst_rate, grows, run_closed, run_schedule
+from tdn_bench.loadgen.pipeline import Pipeline
+from tdn_bench.loadgen.search import search
+from tdn_bench.measurement.statistics import percentile, rate_interval, samples_for_percentile, share_interval
 
 
 class Slow:
@@ -208,9 +197,13 @@ def test_streams_wait_for_their_own_answer():
 def test_a_pipeline_answers_every_query_once():
     batches: list[list[int]] = []
     with Pipeline(
-        lambda numbers: [None if n % 10 == 0 else n for n in numbers], batches.append,
-        threads=3, decode_batch=2, batch_size=4, batch_wait_s=0.01,
-    ) as pipeline:  # fmt: skip
+        lambda numbers: [None if n % 10 == 0 else n for n in numbers],
+        batches.append,
+        threads=3,
+        decode_batch=2,
+        batch_size=4,
+        batch_wait_s=0.01,
+    ) as pipeline:
         trial = run_schedule(pipeline, Schedule([0.001 * i for i in range(400)], []), no_warmup(1, seconds=9), 1000)
         usage = pipeline.usage()
     assert (trial.judged, len(trial.latency_ms), len(trial.lateness_ms)) == (400, 400, 400)

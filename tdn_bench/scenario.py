@@ -1,0 +1,60 @@
+"""MLPerf's scenarios and live streams: latency from the scheduled arrival, and the highest load that is in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tdn_bench.cli import parse_subcommand, run_command
+from tdn_bench.loadgen.scenarios import SCENARIOS
+from tdn_bench.measurement.statistics import PERCENTILES
+from tdn_bench.records import Record, default_folder, write_record
+
+
+def summary(record: Record) -> str:
+    """The figures a person looks for first."""
+    f, s, d = record.figures, record.settings, record.details
+
+    def ends(name: str, unit: str) -> str:
+        return f"{f[f'{name}_{unit}']:.1f} [{f[f'{name}_low_{unit}']:.1f}, {f[f'{name}_high_{unit}']:.1f}]"
+
+    if "videos_per_s" in f:
+        return f"{record.name}: {ends('videos', 'per_s')} videos/s ({f['videos']} videos in {f['wall_s']:.1f} s)"
+    if "latency_bound_ms" in f:
+        best, refused, unit = f["queries_per_s"], f["rejected_queries_per_s"], "queries/s"
+        goal = f"p{s['percentile']:g} latency within {f['latency_bound_ms']:.1f} ms"
+    elif "streams" in f:
+        best, refused = f["streams"], f["rejected_streams"]
+        unit = f"streams of {s['fps']:g} frames/s on this {'GPU' if s['device'].startswith('cuda') else 'machine'}"
+        goal = f"{100 * s['on_time']:g} % of labels within {s['deadline_ms']:g} ms"
+    else:
+        best, refused, unit, goal = f["queries"], None, f"queries of {s.get('samples_per_query', 1)} videos", ""
+    lines = [f"{record.name}: {best:.5g} {unit}" if best is not None else f"{record.name}: no load passed"]
+    if refused is not None:
+        share = f", {ends('on_time', 'percent')} %; confirmed" if best is not None else ""
+        lines[0] += f" ({goal}{share}), {refused:.5g} refused, {f['trials']} trials"
+    if best is not None:
+        names = [f"p{q}" for q in PERCENTILES if f"p{q}_latency_ms" in f]
+        lines.append("  latency: " + ", ".join(f"{q} {ends(f'{q}_latency', 'ms')} ms" for q in names))
+        lines.append(
+            f"  batches of {f['mean_batch_size']:.1f}, engine busy {f['engine_occupancy_percent']:.0f} %, decoders "
+            f"{f['decoder_occupancy_percent']:.0f} %"
+        )
+    a = d["agreement_with_eager_fp32"]
+    lines.append(f"  from eager fp32 {a['max_difference']:.1e} standard deviations; built in {f['build_s']:.1f} s")
+    lines += [f"  refused: {refusal}" for refusal in d.get("refused", [])]
+    lines += [f"  {record.status}: {reason}" for reason in record.status_reasons]
+    if f["bad_clips"]:
+        lines.append(f"  {f['bad_clips']} videos could not be used; {f['queries_not_decoded']} queries named one")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a scenario; print its figures and write a record."""
+    config = parse_subcommand(SCENARIOS, argv, "scenario")
+    record = config.run()
+    print(summary(record))
+    print(f"record: {write_record(record, config.output.results or default_folder('scenario'))}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
