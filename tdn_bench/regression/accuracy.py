@@ -79,9 +79,21 @@ def compare_scores(
             f"({videos} videos show losses from {detectable:.1f} points)"
         )
     return AccuracyVerdict(
-        verdict, explanation, videos, lost, gained, p_value, change, detectable, changed, largest, median, tolerance,
-        margin_points, confidence,
-    )  # fmt: skip
+        verdict=verdict,
+        explanation=explanation,
+        videos=videos,
+        lost=lost,
+        gained=gained,
+        p_value=p_value,
+        change_points=change,
+        detectable_loss_points=detectable,
+        changed_videos=changed,
+        largest_difference=largest,
+        median_difference=median,
+        tolerance=tolerance,
+        margin_points=margin_points,
+        confidence=confidence,
+    )
 
 
 def matched(now: Scores, before: Scores) -> Scores:

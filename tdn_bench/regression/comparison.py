@@ -1,6 +1,6 @@
-"""Two configurations against each other: `throughput --compare A B`, in fresh processes that take turns.
+"""Two configurations against each other: `throughput --compare A B`, by workers that take turns.
 
-A and B are what differs, `field=value,…` with the fields of `throughput`, and `@commit` for another commit's code:
+A and B are what differs, `field=value,…` with flags of `throughput`, and `@commit` for another commit's code:
 `--compare engine=eager engine=openvino,precision=int8`, `--compare @main @HEAD`, `--compare backend=pyav backend=dali`.
 """
 
@@ -10,59 +10,70 @@ import re
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
-from tdn_bench.cli.flags import as_flags, pick_device
+import torch
+
+from tdn_bench.cli import WorkloadFlags, as_flags, flag, pick_device, settings_of
+from tdn_bench.cli.settings import RECORD_KEYS
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.statistics import Change, change
-from tdn_bench.records.record import Record, make_record
-from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Contestant, Interleaved, checked_out, interleave
-
-if TYPE_CHECKING:
-    from tdn_bench.measurement.throughput import Throughput
+from tdn_bench.measurement.throughput import Throughput
+from tdn_bench.records import Record, make_record
+from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Interleaved, WorkerSpec, checked_out, interleave
 
 ROUND_S = 4.0  # of turns, before both start anew in fresh processes
+INTERVAL = 0.01  # of the ratio, where --interval says nothing else
 TITLES = {"path_ms": "file to label", "loader_ms": "loader alone", "infer_ms": "engine alone"}
 
 
-def parse(text: str, config: Throughput) -> tuple[list[str], str | None]:
-    """One side: its flags, and its commit. Raises UserError for what `throughput` does not have."""
-    flags, commit = [], None
-    known = {f.name for f in fields(config)} - {"compare", "name", "results"}
+@dataclass(frozen=True)
+class Comparison:
+    """B ÷ A of every time that both have, and the same for a terminal."""
+
+    record: Record
+    lines: list[str]
+
+
+def parse_side(text: str, flags: WorkloadFlags) -> tuple[list[str], str | None]:
+    """One side: its flags, and its commit. Raises UserError for what is no flag of a workload."""
+    found: list[str] = []
+    commit = None
+    known = settings_of(flags).keys() | RECORD_KEYS.keys()
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
+        name = name.replace("-", "_")
         if part.startswith("@"):
             commit = part[1:]
-        elif not equals or name.replace("-", "_") not in known:
+        elif not equals or name not in known:
             raise UserError(f"--compare {text}: {part!r} is neither @commit nor field=value with a flag of throughput")
-        elif value in ("true", "false"):
-            flags.append(f"--{'' if value == 'true' else 'no-'}{name.replace('_', '-')}")
         else:
-            flags += [f"--{name.replace('_', '-')}", value]
-    return flags, commit
+            name = RECORD_KEYS.get(name, name)  # which an earlier commit knows too
+            found += (
+                [flag(name if value == "true" else f"no_{name}")] if value in ("true", "false") else [flag(name), value]
+            )
+    return found, commit
 
 
-def sides(config: Throughput, stack: ExitStack) -> list[Contestant]:
-    """Both, each with the checkout that it runs."""
-    assert config.compare is not None
-    # what the turns do not use, and an older commit may not know
-    of_the_whole = ("compare", "confidence", "interval", "max_seconds", "name", "results", "trace")
-    common = as_flags(config, leave_out=of_the_whole)
+def sides(compare: tuple[str, str], flags: WorkloadFlags, stack: ExitStack) -> list[WorkerSpec]:
+    """The workers of both, each with the checkout that it runs."""
+    common = as_flags(flags)
     found = []
-    for name, text in zip("AB", config.compare, strict=True):
-        flags, commit = parse(text, config)
-        changed = {flag.removeprefix("--no-").removeprefix("--") for flag in flags if flag.startswith("--")}
-        kept = [word for flag, *values in common if flag.removeprefix("--no-").removeprefix("--") not in changed
-                for word in (flag, *values)]  # fmt: skip
+    for name, text in zip("AB", compare, strict=True):
+        own, commit = parse_side(text, flags)
+        changed = {_name(word) for word in own if word.startswith("--")}
+        words = [word for f, *values in common if _name(f) not in changed for word in (f, *values)] + own
         tree = HERE if commit is None else stack.enter_context(checked_out(commit))
-        no_engine = [v for f, v in zip([*kept, *flags], [*kept, *flags][1:], strict=False) if f == "--engine"][-1:] == [
-            "none"
-        ]
-        found.append(
-            Contestant(name, (*kept, *flags), ("loader",) if no_engine else ("loader", "engine", "path"), tree)
-        )
+        engines = [value for f, value in pairwise(words) if f == "--engine"]
+        parts = ("loader",) if engines[-1:] == ["none"] else ("loader", "engine", "path")
+        found.append(WorkerSpec(name, tuple(words), parts, tree))
     return found
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--no-").removeprefix("--")
 
 
 def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
@@ -73,49 +84,68 @@ def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
     return {f: change(found.log_ratio(("B", f), ("A", f)), confidence=each) for f in names}
 
 
-def compare(config: Throughput, videos: int = 32) -> Record:
-    """Take turns until the interval of the main ratio is as narrow as `config.interval` wants (± 1 % without it), for
-    six rounds of fresh processes at least and about `config.max_seconds` at most; print and return B ÷ A."""
+def compare(config: Throughput, videos: int = 32) -> Comparison:
+    """Take turns until the interval of the main ratio is as narrow as --interval wants (± 1 % without it), for six
+    rounds of fresh processes at least and about --max-seconds at most. A turn loads `videos` videos."""
     assert config.compare is not None
-    from tdn_bench.measurement.throughput import resolve
-
-    names, wanted = config.compare, 0.01 if config.interval is None else config.interval
+    config.check()
     # renders missing videos here, once; what depends on a side's own flags is left to it
-    config = replace(config, data=resolve(replace(config, engine="none", precision="auto")).data)
+    data = replace(config.workload, engine="none", precision="auto").resolve().data
+    flags = replace(config.workload, data=data)
+    device = pick_device(flags.device)
     with ExitStack() as stack:
-        both = sides(config, stack)
-        device = pick_device(config.device)
-        main = "path_ms" if all("path" in c.parts for c in both) else "loader_ms"
-        begun, found, result = time.monotonic(), Interleaved(), {}
-        for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S, device=device):
-            passed, rounds = time.monotonic() - begun, len(found.status)
-            if rounds < MIN_ROUNDS:  # too few processes to know what differs from one to the next
-                continue
-            result = ratios(found, config.confidence)
-            interval = result[main].ratio
-            print(f"round {rounds}, {passed:.0f} s: {TITLES[main]} B ÷ A = {interval}", file=sys.stderr, flush=True)
-            narrow = (interval.high - interval.low) / 2 <= wanted * interval.value
-            if narrow or passed * (1 + 1 / rounds) > config.max_seconds:
-                break
+        found, result = _take_turns(config, sides(config.compare, flags, stack), videos, device)
     figures: dict[str, Any] = {}
     for name, c in result.items():
         figures |= {
             f"{name}_ratio": c.ratio.value,
             f"{name}_ratio_low": c.ratio.low,
             f"{name}_ratio_high": c.ratio.high,
+            f"{name}_detectable_ratio": c.detectable,
         }
-        figures |= {f"{name}_detectable_ratio": c.detectable}
-    lines = [f"A: {names[0]}   B: {names[1]}   B ÷ A (below 1: B is faster), {config.confidence:.0%} "
-             f"confidence of all together, {sum(found.turns())} turns in {len(found.status)} rounds"]  # fmt: skip
+    record = make_record(
+        "compare",
+        config.output.name or re.sub(r"[^\w.]+", "-", "-vs-".join(config.compare)).strip("-"),
+        figures=figures,
+        samples=found.samples(),
+        settings=settings_of(replace(config, workload=flags)),
+        device=device,
+        status=found.worst,
+        status_reasons=found.reasons,
+        details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
+    )
+    return Comparison(record, table(config, found, result))
+
+
+def _take_turns(
+    config: Throughput, both: list[WorkerSpec], videos: int, device: torch.device
+) -> tuple[Interleaved, dict[str, Change]]:
+    main = "path_ms" if all("path" in side.parts for side in both) else "loader_ms"
+    wanted = INTERVAL if config.timing.interval is None else config.timing.interval
+    begun, found, result = time.monotonic(), Interleaved(), {}
+    for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S, device=device):
+        passed, rounds = time.monotonic() - begun, len(found.status)
+        if rounds < MIN_ROUNDS:  # too few processes to know what differs from one to the next
+            continue
+        result = ratios(found, config.confidence)
+        interval = result[main].ratio
+        print(f"round {rounds}, {passed:.0f} s: {TITLES[main]} B ÷ A = {interval}", file=sys.stderr, flush=True)
+        narrow = (interval.high - interval.low) / 2 <= wanted * interval.value
+        if narrow or passed * (1 + 1 / rounds) > config.timing.max_seconds:
+            break
+    return found, result
+
+
+def table(config: Throughput, found: Interleaved, result: dict[str, Change]) -> list[str]:
+    """The ratios for a terminal, a line each."""
+    assert config.compare is not None
+    a, b = config.compare
+    lines = [
+        f"A: {a}   B: {b}   B ÷ A (below 1: B is faster), {config.confidence:.0%} confidence of all together, "
+        f"{sum(found.turns())} turns in {len(found.status)} rounds"
+    ]
     for name, c in sorted(result.items(), key=lambda item: item[0] not in TITLES):
         said = "slower" if c.ratio.low > 1 else "faster" if c.ratio.high < 1 else "no difference shown"
-        lines.append(f"  {TITLES.get(name, '  loader: ' + name.removesuffix('_ms')):20s} {c.ratio!s:28s} {said}; "
-                     f"{c.detectable - 1:.1%} would have been found")  # fmt: skip
-    lines += [f"  note: {reason}" for reason in found.reasons]
-    print("\n".join(lines))
-    return make_record(
-        "compare", config.name or re.sub(r"[^\w.]+", "-", "-vs-".join(names)).strip("-"),
-        figures=figures, samples=found.samples(), settings=asdict(config), device=device,
-        status=found.worst, status_reasons=found.reasons,
-        details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
-    )  # fmt: skip
+        title = TITLES.get(name, f"  loader: {name.removesuffix('_ms')}")
+        lines.append(f"  {title:20s} {c.ratio!s:28s} {said}; smallest detectable change {c.detectable - 1:.1%}")
+    return lines + [f"  note: {reason}" for reason in found.reasons]

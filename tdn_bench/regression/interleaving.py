@@ -1,4 +1,4 @@
-"""Configurations that take turns, each in fresh processes of its own, so that what disturbs one disturbs all alike."""
+"""Workers that take turns, each in a fresh process of its own, so that what disturbs one disturbs all alike."""
 
 from __future__ import annotations
 
@@ -17,46 +17,53 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdn_bench.cli import last_error_line
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.gpu_monitor import GpuMonitor
 from tdn_bench.measurement.interference import Watch
-from tdn_bench.regression import worker as turns
 
 # That a verdict needs. Of R rounds the bootstrap draws one R times in R^(R-1): of three in 9, of six in 7,776, which is
 # beyond what any interval here looks at.
 MIN_ROUNDS = 6
 HERE = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
 Times = dict[str, list[list[float]]]  # figure → round → turn
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One configuration: flags of `throughput`, the parts that are timed (`turns.PARTS`), and the checkout to run."""
+class WorkerSpec:
+    """What a worker measures: a workload as flags of `throughput`, the parts that are timed (`worker.PARTS`), and the
+    checkout whose code runs."""
 
     name: str
     flags: tuple[str, ...]
     parts: tuple[str, ...]
     tree: Path = HERE
-    script: Path = Path(turns.__file__)
+    script: Path = WORKER
     environment: dict[str, str] = field(default_factory=dict, hash=False)
 
 
-class Process:
-    """A contestant in a process of its own. Raises UserError where it cannot get ready, or ends."""
+class WorkerProcess:
+    """A worker at work. Raises UserError where it cannot get ready, or ends."""
 
-    def __init__(self, contestant: Contestant, videos: int) -> None:
-        self.contestant = contestant
+    def __init__(self, spec: WorkerSpec, videos: int, device: torch.device | str) -> None:
+        self.spec = spec
         self._pipe, there = Pipe()
         # one checkout first on the path, and not the folder of the script
-        environment = os.environ | {"PYTHONPATH": str(contestant.tree)} | contestant.environment
+        environment = os.environ | {"PYTHONPATH": str(spec.tree)} | spec.environment
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(contestant.script), str(there.fileno())], pass_fds=[there.fileno()],
-            env=environment, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
-        )  # fmt: skip
+            [sys.executable, "-P", str(spec.script), str(there.fileno())],
+            pass_fds=[there.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+        )
         there.close()
-        self._pipe.send({"flags": list(contestant.flags), "parts": list(contestant.parts), "videos": videos})
+        setup = {"flags": list(spec.flags), "parts": list(spec.parts), "videos": videos, "device": str(device)}
+        self._pipe.send(setup)
 
     def receive(self) -> dict[str, Any]:
         """What the process says next: first its facts, once it is ready."""
@@ -64,14 +71,10 @@ class Process:
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as e:
             self._process.wait()
-            self._errors.seek(0)
-            # not the empty ones, nor the frame that tyro draws around its errors
-            said = (line.strip(" │╭╮╰╯─") for line in self._errors.read().decode(errors="replace").splitlines())
-            lines = [line for line in said if line]
-            why = lines[-1] if lines else f"ended with status {self._process.returncode}"
-            raise UserError(f"{self.contestant.name}: {why}") from e
+            why = last_error_line(self._errors) or f"ended with status {self._process.returncode}"
+            raise UserError(f"{self.spec.name}: {why}") from e
         if isinstance(answer, Exception):
-            raise UserError(f"{self.contestant.name}: {answer}")
+            raise UserError(f"{self.spec.name}: {answer}")
         return answer  # type: ignore[no-any-return]
 
     @property
@@ -79,13 +82,13 @@ class Process:
         return self._process.pid
 
     def ask(self, request: str, *argument: object) -> dict[str, Any]:
-        """What a method of the process's `turns.Contestant` returns."""
+        """What a method of the process's `worker.Worker` returns."""
         self._pipe.send((request, argument))
         return self.receive()
 
     def turn(self) -> dict[str, float]:
         """What one turn took: ms a video by part and stage."""
-        return self.ask("turn", list(self.contestant.parts))
+        return self.ask("turn", list(self.spec.parts))
 
     def peak_memory(self) -> dict[str, float]:
         """Bytes, since the last such question."""
@@ -108,12 +111,15 @@ class Process:
 
 
 @contextmanager
-def started(contestants: Sequence[Contestant], videos: int) -> Iterator[tuple[list[Process], list[dict[str, Any]]]]:
-    """The contestants' processes, ready and warm, and what each says of itself."""
+def started(
+    specs: Sequence[WorkerSpec], videos: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[list[WorkerProcess], list[dict[str, Any]]]]:
+    """The workers, ready and warm, and what each says of itself. `videos` are loaded in a turn, `device` is that of
+    the reference."""
     with ExitStack() as stack:
-        processes: list[Process] = []
-        for contestant in contestants:
-            processes.append(Process(contestant, videos))
+        processes: list[WorkerProcess] = []
+        for spec in specs:
+            processes.append(WorkerProcess(spec, videos, device))
             stack.callback(processes[-1].close)
         facts = [process.receive() for process in processes]
         for process in processes:  # one that is not counted: threads, allocators and caches get warm
@@ -124,7 +130,7 @@ def started(contestants: Sequence[Contestant], videos: int) -> Iterator[tuple[li
 
 @dataclass
 class Interleaved:
-    """What the contestants took, turn by turn, and what they said of themselves in the first round."""
+    """What the workers took, turn by turn, and what they said of themselves in the first round."""
 
     times: dict[str, Times] = field(default_factory=dict)
     memory: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # peaks in bytes, one a round
@@ -135,12 +141,12 @@ class Interleaved:
     reasons: list[str] = field(default_factory=list)
 
     def log_ratio(self, a: tuple[str, str], b: tuple[str, str]) -> list[list[float]]:
-        """Natural logarithms of (contestant, figure) a ÷ b in each turn, by round."""
+        """Natural logarithms of (worker, figure) a ÷ b in each turn, by round."""
         pairs = zip(self.times[a[0]][a[1]], self.times[b[0]][b[1]], strict=True)
         return [np.log(np.divide(x, y)).tolist() for x, y in pairs]
 
     def samples(self) -> dict[str, list[float]]:
-        """All times, as records hold them: `<contestant>_<figure>`, one round after the other; and `gpu_<what>`."""
+        """All times, as records hold them: `<worker>_<figure>`, one round after the other; and `gpu_<what>`."""
         return {f"gpu_{what}": values for what, values in self.gpu.items()} | {
             f"{name}_{figure}": [value for turns_ in rounds for value in turns_]
             for name, times in self.times.items()
@@ -160,7 +166,7 @@ class Interleaved:
 
 
 def interleave(
-    contestants: Sequence[Contestant],
+    specs: Sequence[WorkerSpec],
     *,
     videos: int,
     rounds: int,
@@ -169,16 +175,16 @@ def interleave(
     with_scores: bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Interleaved]:
-    """Let the contestants take turns in `rounds` rounds of fresh processes, each for at least `round_s` seconds and
+    """Let the workers take turns in `rounds` rounds of fresh processes, each for at least `round_s` seconds and
     `min_turns` turns; after every round yield what there is by then. The order is reversed at each turn (A B B A …), so
     that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video.
     `device` is watched beside the processor."""
     found = Interleaved()
     for _ in range(rounds):
-        with started(contestants, videos) as (processes, facts):
+        with started(specs, videos, device) as (processes, facts):
             if with_scores and not found.scores:
-                engines = [p for p in processes if "engine" in p.contestant.parts]
-                found.scores = {p.contestant.name: p.scores() for p in engines}
+                engines = [p for p in processes if "engine" in p.spec.parts]
+                found.scores = {p.spec.name: p.scores() for p in engines}
             taken: list[list[dict[str, float]]] = [[] for _ in processes]
             begun = time.monotonic()
             with GpuMonitor(torch.device(device)) as monitor, Watch([p.pid for p in processes]) as watch:
@@ -192,12 +198,12 @@ def interleave(
             found.gpu.setdefault(what, []).extend(values)
         found.status.append(status)
         found.reasons += [f"round {len(found.status)}: {reason}" for reason in reasons]
-        for contestant, fact, turn_times, peak in zip(contestants, facts, taken, peaks, strict=True):
-            found.facts.setdefault(contestant.name, fact)
-            times = found.times.setdefault(contestant.name, {})
+        for spec, fact, turn_times, peak in zip(specs, facts, taken, peaks, strict=True):
+            found.facts.setdefault(spec.name, fact)
+            times = found.times.setdefault(spec.name, {})
             for figure in turn_times[0]:
                 times.setdefault(figure, []).append([t[figure] for t in turn_times])
-            memory = found.memory.setdefault(contestant.name, {})
+            memory = found.memory.setdefault(spec.name, {})
             for kind, value in peak.items():
                 memory.setdefault(kind, []).append(value)
         yield found

@@ -1,4 +1,4 @@
-"""Contestants that take turns: order, fresh processes, errors in one line, other commits; and one real contestant."""
+"""Workers that take turns: order, fresh processes, errors in one line, other commits; and one real worker."""
 
 import math
 import subprocess
@@ -9,7 +9,7 @@ import torch
 
 import tdn_bench.regression.interleaving as interleave_module
 from tdn_bench.errors import UserError
-from tdn_bench.regression.interleaving import Contestant, Process, checked_out, interleave
+from tdn_bench.regression.interleaving import WorkerProcess, WorkerSpec, checked_out, interleave
 
 FAKE = """
 import os, sys, time
@@ -42,8 +42,8 @@ def fake(tmp_path):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
 
-    def make(name: str, ms: object) -> Contestant:
-        return Contestant(name, (name, str(ms), str(tmp_path / "log")), ("path",), script=script)
+    def make(name: str, ms: object) -> WorkerSpec:
+        return WorkerSpec(name, (name, str(ms), str(tmp_path / "log")), ("path",), script=script)
 
     return make
 
@@ -130,10 +130,11 @@ def test_another_commit_is_a_checkout_of_its_own(tmp_path, monkeypatch):
         pass
 
 
-def test_a_real_contestant_times_all_its_parts(small_checkpoint, motion_data):
+def test_a_real_worker_times_all_its_parts(small_checkpoint, motion_data):
     flags = ("--engine", "eager", "--data", str(motion_data), "--checkpoint", str(small_checkpoint), "--device", "cpu")
     parts = ("loader", "engine", "path", "train", "reference")
-    process = Process(Contestant("A", (*flags, "--batch-size", "4", "--workers", "1"), parts), videos=8)
+    spec = WorkerSpec("A", (*flags, "--batch-size", "4", "--workers", "1"), parts)
+    process = WorkerProcess(spec, videos=8, device="cpu")
     try:
         facts = process.receive()
         assert facts["videos"] == 8

@@ -1,0 +1,18 @@
+"""The regression gate: is this commit slower or less accurate than the baseline, or than another commit?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tdn_bench.cli import parse, run_command
+from tdn_bench.regression.flags import Regress
+from tdn_bench.regression.gate import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, compare, and end with SystemExit and the verdict's exit status."""
+    raise SystemExit(run(parse(Regress, argv, "regress")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
