@@ -10,7 +10,7 @@ DATA ?= data/something-something-v2
 ARGS ?=
 NAME ?= temporal_conv
 
-.PHONY: help setup demo test lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
+.PHONY: help setup demo test test-all lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,8 +27,11 @@ setup: $(STAMP)  ## make .venv and install what is needed (once)
 demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine -> report (under 10 minutes on 2 cores)
 	$(RUN) tdn_bench.demo $(ARGS)
 
-test: $(STAMP)  ## the test suite
-	$(RUN) pytest $(ARGS)
+test: $(STAMP)  ## the tests, in five minutes on 2 cores: make test [ARGS=tests/engines/test_trt.py]
+	$(RUN) pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+test-all: $(STAMP)  ## the tests, with the proofs that take long
+	$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(RUN) ruff check .
@@ -45,10 +48,10 @@ train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make tra
 throughput: $(STAMP)  ## ms/video from file to label: make throughput ARGS='--engine trt --checkpoint FILE --data DIR'
 	$(RUN) tdn_bench.throughput $(ARGS)
 
-regress: $(STAMP)  ## slower or less accurate? make regress [ARGS='--against HEAD~1'] (exit status 1: yes, 3: cannot tell)
+regress: $(STAMP)  ## slower or less accurate? make regress [ARGS='--against HEAD~1'] (exit status 1: yes, 3: inconclusive)
 	$(RUN) tdn_bench.regress $(ARGS)
 
-report: $(STAMP)  ## a page from a folder of records: make report ARGS=results/<machine>/demo
+report: $(STAMP)  ## a page from a folder of records: make report ARGS=runs/demo/records
 	$(RUN) tdn_bench.report $(ARGS)
 
 doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get the others
@@ -57,7 +60,7 @@ doctor: $(STAMP)  ## which engines and loaders are ready here, and how to get th
 gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the same steps at toy size)
 	$(RUN) tdn_bench.gpu_suite $(ARGS)
 
-benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader (networks, temporal_conv, loader, jpeg, manifest_scale)
+benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader [ARGS=--help]
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
 fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)

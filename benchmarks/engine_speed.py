@@ -1,9 +1,9 @@
 """Engines and precisions against the authors' formulation, and TDN against TSN: `make benchmark NAME=engine_speed`.
 
-Each contestant is a process of its own, with its own threads, memory and allocator. They take turns, one at a time
+Each candidate is a process of its own, with its own threads, memory and allocator. They take turns, one at a time
 (A B C … A B C …), so that a busy machine slows all of them, and the ratio is of medians. Engines that are files are
 built by another process before, so that what is measured is a second start, and memory is what running takes. Before
-anything is timed, every contestant's logits are compared with the authors' formulation in float32.
+anything is timed, every candidate's logits are compared with the authors' formulation in float32.
 
 "authors" is TDN as released: eager, NCHW, Conv1d over permuted tensors, one direction after the other
 (`temporal_conv.PlainNetwork`). It gets normalised float clips; the engines get uint8 frames and normalise them.
@@ -26,18 +26,25 @@ import torch.nn.functional as F
 from temporal_conv import PlainNetwork
 from torch import Tensor, nn
 
-from engines import ENGINES, QUANTISED, EngineSpec, create_engine, supported_precisions, why_unavailable
-from engines.base import FileEngine, engine_class
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
-from tdn_bench.correctness.logits import TOLERANCE, compare
+from engines import (
+    ENGINES,
+    QUANTISED,
+    EngineSpec,
+    FileEngine,
+    create_engine,
+    engine_class,
+    exact_float32,
+    supported_precisions,
+    why_unavailable,
+)
+from tdn_bench.cli import pick_device, run_command
+from tdn_bench.correctness.logits import TOLERANCE, compare_logits
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.temporal_difference import TemporalConv
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 
 NUM_CLASSES, AUTHORS = 174, "authors"
 
@@ -67,11 +74,11 @@ class Benchmark:
     rewrite: bool = True
     """Let the networks rewrite themselves for inference."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One network in one engine and precision."""
 
     variant: str
@@ -108,29 +115,29 @@ def make_frames(variant: str, batch: int, size: int) -> Tensor:
     return frames.contiguous()
 
 
-def prepare(contestant: Contestant, config: Benchmark, cache: Path) -> Callable[[], Tensor]:
-    """The contestant, ready to be called."""
+def prepare(candidate: Candidate, config: Benchmark, cache: Path) -> Callable[[], Tensor]:
+    """The candidate, ready to be called."""
     device = str(pick_device(config.device))
-    network = make_network(contestant.variant, config.backbone)
-    frames = make_frames(contestant.variant, contestant.batch, config.size).to(device)
-    if contestant.engine == AUTHORS:
+    network = make_network(candidate.variant, config.backbone)
+    frames = make_frames(candidate.variant, candidate.batch, config.size).to(device)
+    if candidate.engine == AUTHORS:
         clip = (frames.permute(0, 1, 2, 5, 3, 4).float() - network.mean.to(device)).div_(network.std.to(device))
         plain, clip = PlainNetwork(network.network).eval().to(device), clip.contiguous()
         return torch.inference_mode()(lambda: plain(clip))  # type: ignore[no-any-return]
     shape = tuple(frames.shape[1:])
-    spec = EngineSpec(shape, contestant.batch, contestant.precision, device, rewrite=config.rewrite)  # type: ignore[arg-type]
-    calibration = [frames[:1]] if contestant.precision in QUANTISED else None
-    engine = create_engine(contestant.engine, network, spec, calibration=calibration, cache=cache)
+    spec = EngineSpec(shape, candidate.batch, candidate.precision, device, rewrite=config.rewrite)  # type: ignore[arg-type]
+    calibration = [frames[:1]] if candidate.precision in QUANTISED else None
+    engine = create_engine(candidate.engine, network, spec, calibration=calibration, cache=cache)
     return lambda: engine(frames)
 
 
-def serve(contestant: Contestant, config: Benchmark, cache: Path, pipe: Connection) -> None:
-    """A contestant's process: ready, then a timed call whenever the parent asks; last, the peak of its memory."""
+def serve(candidate: Candidate, config: Benchmark, cache: Path, pipe: Connection) -> None:
+    """A candidate's process: ready, then a timed call whenever the parent asks; last, the peak of its memory."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.backends.cudnn.allow_tf32 = False
+    exact_float32()
     start = time.perf_counter()
-    call = prepare(contestant, config, cache)
+    call = prepare(candidate, config, cache)
     logits = call().float().cpu()
     ready_s = time.perf_counter() - start
     call()
@@ -154,55 +161,53 @@ def serve(contestant: Contestant, config: Benchmark, cache: Path, pipe: Connecti
     pipe.send(peaks)
 
 
-def build(contestants: Sequence[Contestant], config: Benchmark, cache: Path, pipe: Connection) -> None:
+def build(candidates: Sequence[Candidate], config: Benchmark, cache: Path, pipe: Connection) -> None:
     """Fill the cache, and say how long each took."""
-    for contestant in contestants:
+    for candidate in candidates:
         start = time.perf_counter()
-        prepare(contestant, config, cache)
+        prepare(candidate, config, cache)
         pipe.send(time.perf_counter() - start)
 
 
-def in_turn(contestants: Sequence[Contestant], config: Benchmark, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Time the contestants in turn: figures and samples."""
+def in_turn(candidates: Sequence[Candidate], config: Benchmark, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Time the candidates in turn: figures and samples."""
     spawn = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {}
-    files = [c for c in contestants if c.engine != AUTHORS and issubclass(engine_class(c.engine), FileEngine)]
-    for contestant in files:
+    files = [c for c in candidates if c.engine != AUTHORS and issubclass(engine_class(c.engine), FileEngine)]
+    for candidate in files:
         here, there = spawn.Pipe()
-        process = spawn.Process(target=build, args=([contestant], config, cache, there))
+        process = spawn.Process(target=build, args=([candidate], config, cache, there))
         process.start()
         there.close()
-        figures[f"{contestant.name}_build_s"] = here.recv()
+        figures[f"{candidate.name}_build_s"] = here.recv()
         process.join()
     pipes, processes, logits = [], [], []
-    for contestant in contestants:
+    for candidate in candidates:
         here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(contestant, config, cache, there), daemon=True)
+        process = spawn.Process(target=serve, args=(candidate, config, cache, there), daemon=True)
         process.start()
         there.close()
         ready_s, result = here.recv()
-        figures[f"{contestant.name}_ready_s"] = ready_s
+        figures[f"{candidate.name}_ready_s"] = ready_s
         pipes.append(here)
         processes.append(process)
         logits.append(result)
-    for contestant, result in zip(contestants, logits, strict=True):
-        reference = next(r for c, r in zip(contestants, logits, strict=True) if c.variant == contestant.variant)
-        difference = compare(result, reference).max_difference
-        figures[f"{contestant.name}_difference"] = difference
-        if not difference <= TOLERANCE[contestant.precision]:
-            raise UserError(
-                f"{contestant.name} differs by {difference:.1e} of the logits' deviation; nothing was timed"
-            )
-    samples: dict[str, list[float]] = {c.name: [] for c in contestants}
+    for candidate, result in zip(candidates, logits, strict=True):
+        reference = next(r for c, r in zip(candidates, logits, strict=True) if c.variant == candidate.variant)
+        difference = compare_logits(result, reference).max_difference
+        figures[f"{candidate.name}_difference"] = difference
+        if not difference <= TOLERANCE[candidate.precision]:
+            raise UserError(f"{candidate.name} differs by {difference:.1e} of the logits' deviation; nothing was timed")
+    samples: dict[str, list[float]] = {c.name: [] for c in candidates}
     for _ in range(config.rounds):
-        for contestant, pipe in zip(contestants, pipes, strict=True):
+        for candidate, pipe in zip(candidates, pipes, strict=True):
             pipe.send(True)
-            samples[contestant.name].append(pipe.recv())
-    for contestant, pipe, process in zip(contestants, pipes, processes, strict=True):
+            samples[candidate.name].append(pipe.recv())
+    for candidate, pipe, process in zip(candidates, pipes, processes, strict=True):
         pipe.send(False)
-        figures |= {f"{contestant.name}_peak_{kind}_bytes": n for kind, n in pipe.recv().items()}
+        figures |= {f"{candidate.name}_peak_{kind}_bytes": n for kind, n in pipe.recv().items()}
         process.join()
-        figures[f"{contestant.name}_ms"] = statistics.median(samples[contestant.name])
+        figures[f"{candidate.name}_ms"] = statistics.median(samples[candidate.name])
     return figures, {f"{name}_ms": times for name, times in samples.items()}
 
 
@@ -218,6 +223,48 @@ def ceiling_gflop_per_s(dtype: torch.dtype, device: torch.device, side: int = 20
     return best
 
 
+def against_authors(
+    pairs: Sequence[tuple[str, str]], batch: int, config: Benchmark, cache: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and samples of TDN by every engine and precision, beside the authors' formulation; printed."""
+    candidates = [Candidate("tdn", AUTHORS, "fp32", batch)]
+    candidates += [Candidate("tdn", name, precision, batch) for name, precision in pairs]
+    figures, samples = in_turn(candidates, config, cache)
+    print(f"batch {batch}: {'':16s}  ms/video speed-up difference peak MB ready s")
+    for c in candidates:
+        ms, first = figures[f"{c.name}_ms"], figures[f"{candidates[0].name}_ms"]
+        figures[f"{c.name}_speedup"] = first / ms
+        line = f"  {c.engine:12s}{c.precision:10s}{ms / batch:12.1f}{first / ms:8.2f}×"
+        line += f"{figures[f'{c.name}_difference']:11.1e}{figures.get(f'{c.name}_peak_host_bytes', 0) / 1e6:8.0f}"
+        print(f"{line}{figures[f'{c.name}_ready_s']:8.1f}", flush=True)
+    return figures, samples
+
+
+def against_tsn(name: str, precision: str, config: Benchmark, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and samples of TDN and TSN by one engine, at the first batch size; printed."""
+    batch = config.batches[0]
+    tdn, tsn = (Candidate(variant, name, precision, batch) for variant in ("tdn", "tsn"))
+    found, raw = in_turn([tdn, tsn], config, cache)
+    tdn_ms, tsn_ms = found[f"{tdn.name}_ms"], found[f"{tsn.name}_ms"]
+    print(f"TDN ÷ TSN, batch {batch}: {name:12s}{precision:6s}{tdn_ms / tsn_ms:7.3f}", flush=True)
+    figures = {
+        f"{name}_{precision}_tdn_ms": tdn_ms,
+        f"{name}_{precision}_tsn_ms": tsn_ms,
+        f"{name}_{precision}_tdn_to_tsn": tdn_ms / tsn_ms,
+    }
+    return figures, {f"against_tsn_{key}": times for key, times in raw.items()}
+
+
+def chosen(config: Benchmark, device: torch.device) -> list[tuple[str, str]]:
+    """The engines and precisions to time. Raises UserError for an engine that is not ready here."""
+    for name in config.engines:
+        if (reason := why_unavailable(name, str(device))) is not None:
+            raise UserError(f"--engines {name}: {reason}")
+    names = config.engines or tuple(n for n in ENGINES if why_unavailable(n, str(device)) is None)
+    pairs = [(n, p) for n in names for p in supported_precisions(n, str(device))]
+    return [(n, p) for n, p in pairs if (p in config.precisions if config.precisions else (p != "fp16" or n == "trt"))]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print the ratios, write a record."""
     import tyro
@@ -226,53 +273,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(config.rounds, config.threads or 1, *config.batches) < 1:
         raise UserError("batch sizes, rounds and threads must be at least 1")
     device = pick_device(config.device)
-    for name in config.engines:
-        if (reason := why_unavailable(name, str(device))) is not None:
-            raise UserError(f"--engines {name}: {reason}")
-    names = config.engines or tuple(n for n in ENGINES if why_unavailable(n, str(device)) is None)
-    pairs = [(n, p) for n in names for p in supported_precisions(n, str(device))]
-    pairs = [(n, p) for n, p in pairs if (p in config.precisions if config.precisions else (p != "fp16" or n == "trt"))]
+    pairs = chosen(config, device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     figures: dict[str, Any] = {
         f"matrix_product_{name}_gflop_per_s": ceiling_gflop_per_s(dtype, device)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
-    figures["tdn_gflop_per_video"] = (
-        2 * measure(f"tdn_{config.backbone}", num_classes=NUM_CLASSES, size=config.size).total.macs / 1e9
-    )
+    count = measure(f"tdn_{config.backbone}", num_classes=NUM_CLASSES, size=config.size).total
+    figures["tdn_gflop_per_video"] = 2 * count.macs / 1e9
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for batch in config.batches:
-            contestants = [Contestant("tdn", AUTHORS, "fp32", batch)]
-            contestants += [Contestant("tdn", name, precision, batch) for name, precision in pairs]
-            found, raw = in_turn(contestants, config, Path(cache))
+            found, raw = against_authors(pairs, batch, config, Path(cache))
             figures |= found
             samples |= raw
-            print(f"batch {batch}: {'':16s}  ms/video speed-up difference peak MB ready s")
-            for c in contestants:
-                ms, first = found[f"{c.name}_ms"], found[f"{contestants[0].name}_ms"]
-                figures[f"{c.name}_speedup"] = first / ms
-                line = f"  {c.engine:12s}{c.precision:10s}{ms / batch:12.1f}{first / ms:8.2f}×"
-                line += f"{found[f'{c.name}_difference']:11.1e}{found.get(f'{c.name}_peak_host_bytes', 0) / 1e6:8.0f}"
-                print(f"{line}{found[f'{c.name}_ready_s']:8.1f}", flush=True)
         for name, precision in pairs if config.against_tsn else ():
-            batch = config.batches[0]
-            tdn, tsn = (Contestant(variant, name, precision, batch) for variant in ("tdn", "tsn"))
-            found, raw = in_turn([tdn, tsn], config, Path(cache))
-            ratio = found[f"{tdn.name}_ms"] / found[f"{tsn.name}_ms"]
-            figures |= {
-                f"{name}_{precision}_tdn_ms": found[f"{tdn.name}_ms"],
-                f"{name}_{precision}_tsn_ms": found[f"{tsn.name}_ms"],
-            }
-            figures[f"{name}_{precision}_tdn_to_tsn"] = ratio
-            samples |= {f"against_tsn_{key}": times for key, times in raw.items()}
-            print(f"TDN ÷ TSN, batch {batch}: {name:12s}{precision:6s}{ratio:7.3f}", flush=True)
+            found, raw = against_tsn(name, precision, config, Path(cache))
+            figures |= found
+            samples |= raw
     record = make_record(
-        "benchmark", f"engines-{config.backbone}", figures=figures, samples=samples, settings=asdict(config),
-        device=device, details={"threads": config.threads or torch.get_num_threads(), "classes": NUM_CLASSES},
-    )  # fmt: skip
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+        "benchmark",
+        f"engines-{config.backbone}",
+        figures=figures,
+        samples=samples,
+        settings=asdict(config),
+        device=device,
+        details={"threads": config.threads or torch.get_num_threads(), "classes": NUM_CLASSES},
+    )
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -29,14 +29,13 @@ import torch
 
 from pipelines.ledger import Lane
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.interference import Watch
 from tdn_bench.measurement.statistics import Change, change
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
-from tdn_bench.regression import worker as turns
-from tdn_bench.regression.interleaving import Contestant, Process, started
+from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.regression import worker
+from tdn_bench.regression.interleaving import WorkerProcess, WorkerSpec, started
 
 STAGES = ("decode", "augment", "infer")  # each takes a tenth of a video's time or more
 FIGURES = ("loader_ms", *(f"{stage}_ms" for stage in STAGES))
@@ -70,11 +69,11 @@ class Benchmark:
     data: Path = Path("runs/synthetic")
     """Videos; rendered where there are none."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
-class Slowed(turns.Contestant):
-    """A contestant with a stage that can be slowed."""
+class Slowed(worker.Worker):
+    """A worker with a stage that can be slowed."""
 
     stage, share = "", 0.0
 
@@ -113,12 +112,12 @@ def inject() -> None:
 
 
 def compare(
-    pool: Sequence[Process], config: Benchmark, shares: Sequence[float], stage: str
+    pool: Sequence[WorkerProcess], config: Benchmark, shares: Sequence[float], stage: str
 ) -> tuple[dict[float, dict[str, Change]], dict[str, list[float]], int]:
     """Rounds, each of two of the pool's processes: the changes of every figure for every share, the logarithms of the
     ratios in 1/10,000, round after round, and the turns in each round."""
     times: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ("a", *(f"b{share:g}" for share in shares))}
-    sides: list[list[tuple[str, Process, float]]] = []
+    sides: list[list[tuple[str, WorkerProcess, float]]] = []
     for a, b in zip(pool[::2], pool[1::2], strict=True):
         sides.append([("a", a, 0.0), *((f"b{share:g}", b, share) for share in shares)])
         for rounds in times.values():
@@ -132,7 +131,7 @@ def compare(
         for number, pair in enumerate(sides):
             for turn in range(config.turns):
                 for name, process, share in reversed(pair) if (taken + turn) % 2 else pair:
-                    parts = list(process.contestant.parts)
+                    parts = list(process.spec.parts)
                     times[name][number].append(process.ask("turn", parts, stage if share else "", share))
         taken += config.turns
         for share in shares:
@@ -174,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = ["--engine", config.engine, "--data", str(data), "--model", "tdn_resnet_small", "--num-segments", "4"]
     flags += ["--size", "64", "--batch-size", "4", "--workers", "1", "--device", "cpu"]
     alone = {"OMP_NUM_THREADS": "1"}
-    contestant = Contestant("pool", tuple(flags), ("loader", "engine"), script=Path(__file__), environment=alone)
+    spec = WorkerSpec("pool", tuple(flags), ("loader", "engine"), script=Path(__file__), environment=alone)
     counts: dict[float, Counter[str]] = {}
     by_stage: dict[str, Counter[str]] = {}
     samples: dict[str, list[float]] = {}
@@ -185,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if time.monotonic() - begun > config.max_seconds:
             break
         start = time.monotonic()
-        with started([contestant] * (2 * config.rounds), config.videos) as (pool, _):
+        with started([spec] * (2 * config.rounds), config.videos) as (pool, _):
             starts.append(time.monotonic() - start)
             for number in range(first, min(first + config.reuse, total)):
                 if time.monotonic() - begun > config.max_seconds:
@@ -226,14 +225,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "(medians), {longest_s:.1f} s at most".format(**figures)
     )
     record = make_record(
-        "benchmark", "gate-power", figures=figures, samples=samples, settings=asdict(config),
+        "benchmark",
+        "gate-power",
+        figures=figures,
+        samples=samples,
+        settings=asdict(config),
         device=torch.device("cpu"),
         details={
-            "by_stage": {k: dict(c) for k, c in by_stage.items()}, "foreign_cpu_share": foreign, "seconds": seconds,
-            "starts_s": starts, "turns": turns_taken, "comparisons": said_of,
+            "by_stage": {k: dict(c) for k, c in by_stage.items()},
+            "foreign_cpu_share": foreign,
+            "seconds": seconds,
+            "starts_s": starts,
+            "turns": turns_taken,
+            "comparisons": said_of,
         },
-    )  # fmt: skip
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(torch.device('cpu')))}")
+    )
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 def line(counts: dict[float, Counter[str]]) -> str:
@@ -243,9 +250,9 @@ def line(counts: dict[float, Counter[str]]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and sys.argv[1].isdecimal():  # a contestant's process
-        turns.Contestant = Slowed  # type: ignore[misc]
+    if len(sys.argv) == 2 and sys.argv[1].isdecimal():  # a worker's process
+        worker.Worker = Slowed  # type: ignore[misc]
         inject()
-        turns.serve(Connection(int(sys.argv[1])))
+        worker.serve(Connection(int(sys.argv[1])))
     else:
         raise SystemExit(run_command(main))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +24,11 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan
-from tdn_bench.cli.flags import EngineFlags, LoaderFlags, NetworkFlags
-from tdn_bench.cli.run import run_command
-from tdn_bench.correctness.engine_parity import scores
+from tdn_bench.cli import BuildFlags, DataFlags, LoaderFlags, NetworkFlags, parse, run_command, settings_of
+from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 from tdn_bench.regression.accuracy import AccuracyVerdict, compare_scores
 
 BATCH, PIXELS_OFF = 16, 4
@@ -38,9 +36,13 @@ judge = partial(compare_scores, precision="fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(EngineFlags, NetworkFlags, LoaderFlags):
+class Benchmark:
     """Inject faults, judge them, and write a record."""
 
+    network: NetworkFlags = field(default_factory=NetworkFlags)
+    data: DataFlags = field(default_factory=DataFlags)
+    loader: LoaderFlags = field(default_factory=LoaderFlags)
+    build: BuildFlags = field(default_factory=lambda: BuildFlags(dynamic_batch=True))
     engines: tuple[str, ...] = ("openvino", "eager", "onnx")
     """The first that is ready computes the baseline and the faults; all are run again."""
     draws: int = 100
@@ -52,7 +54,7 @@ class Benchmark(EngineFlags, NetworkFlags, LoaderFlags):
     weight_noise: float = 0.2
     """Of stale weights, as a share of every layer's deviation."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 def shifted_crop(plan: ClipPlan, pixels: int = PIXELS_OFF) -> ClipPlan:
@@ -80,11 +82,15 @@ class FaultyLoader(ClipLoader):
 
 
 def load(
-    config: Benchmark, videos: Videos, spec: ClipSpec, fault: Callable[[ClipPlan], ClipPlan] | None = None,
+    config: Benchmark,
+    videos: Videos,
+    spec: ClipSpec,
+    fault: Callable[[ClipPlan], ClipPlan] | None = None,
     batch_size: int = BATCH,
-) -> list[ClipBatch]:  # fmt: skip
+) -> list[ClipBatch]:
+    flags, workers = config.loader, config.data.workers
     with FaultyLoader(
-        videos, spec, batch_size, backend=config.backend, workers=config.workers, policy=config.bad_clip_policy()
+        videos, spec, batch_size, backend=flags.backend, workers=workers, policy=flags.policy()
     ) as loader:
         loader.fault = fault
         return list(loader.epoch())
@@ -121,34 +127,32 @@ def shuffled(batches: Sequence[ClipBatch], size: int, rng: np.random.Generator) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Inject, judge and write a record."""
-    import tyro
-
-    config = tyro.cli(Benchmark, args=argv, prog="benchmarks/injected_errors.py")
+    config = parse(Benchmark, argv, "injected-errors")
     names = [name for name in config.engines if why_unavailable(name, "cpu") is None]
-    if config.checkpoint is None or not names or min(config.draws, config.repetitions) < 1:
+    if config.network.checkpoint is None or not names or min(config.draws, config.repetitions) < 1:
         raise UserError("--checkpoint is missing, no engine of --engines is ready, or --draws or --repetitions below 1")
-    config, device = config.resolved(), torch.device("cpu")
-    manifest, spec, rng = config.open(), config.clip_spec(), np.random.default_rng(0)
-    videos, network = manifest.split("validation"), config.build(len(manifest.classes), device)
-    engine_spec = replace(config, ranged=True).engine_spec(spec.shape, BATCH, "fp32", "cpu")
-    engines = {name: create_engine(name, network, engine_spec, cache=config.kept_in()) for name in names}
+    resolved, device = config.network.resolve(), torch.device("cpu")
+    manifest, spec, rng = config.data.open(), resolved.clip_spec(), np.random.default_rng(0)
+    videos, network = manifest.split("validation"), resolved.build(len(manifest.classes), device)
+    engine_spec = config.build.spec(spec, BATCH, "fp32", device)
+    engines = {name: create_engine(name, network, engine_spec, cache=config.build.engine_cache) for name in names}
     run, clips = engines[names[0]], load(config, videos, spec)
-    before, segments = scores(run, clips), list(range(spec.num_segments))
+    before, segments = score(run, clips), list(range(spec.num_segments))
 
     def through(fault: Callable[[ClipPlan], ClipPlan] | None, spec: ClipSpec = spec) -> Callable[[], Scores]:
-        return lambda: scores(run, load(config, videos, spec, fault))
+        return lambda: score(run, load(config, videos, spec, fault))
 
     faults: dict[str, Callable[[], Scores]] = {
         "crop at 0.9 of its size": through(None, replace(spec, crop_ratio=0.9 * spec.crop_ratio)),
         "crop at 0.6 of its size": through(None, replace(spec, crop_ratio=0.6 * spec.crop_ratio)),
         f"crop off by {PIXELS_OFF} pixels": through(shifted_crop),
-        "BGR for RGB": lambda: scores(run, [replace(b, frames=b.frames.flip(-1)) for b in clips]),
+        "BGR for RGB": lambda: score(run, [replace(b, frames=b.frames.flip(-1)) for b in clips]),
         "frames one late": through(partial(other_frames, step=1)),
         "two segments swapped": through(partial(other_frames, order=[1, 0, *segments[2:]])),
         "segments reversed": through(partial(other_frames, order=segments[::-1])),
-        "stale weights": lambda: scores(stale(network, config.weight_noise), clips),
+        "stale weights": lambda: score(stale(network, config.weight_noise), clips),
     }
-    print(f"{config.model} on {len(before.ids)} videos, {names[0]} fp32: {before}")
+    print(f"{resolved.model} on {len(before.ids)} videos, {names[0]} fp32: {before}")
     titles = ("top-1", "lost", "gained", "moved", "median", "verdict", "points", "by test", "caught", "fewest")
     print(f"{'fault':28s}" + "".join(f"{t:>9s}" for t in titles))
     figures: dict[str, float | int | str] = {"videos": len(before.ids), "top1_percent": before.top(1)}
@@ -177,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, name in zip(range(config.repetitions), itertools.cycle(names), strict=False):
         torch.set_num_threads(1 + i // len(names) % threads)
         again = shuffled(reloaded[i % 2], int(rng.integers(BATCH // 2, BATCH + 1)), rng)
-        verdicts.append(judge(scores(engines[name], again), before))
+        verdicts.append(judge(score(engines[name], again), before))
     torch.set_num_threads(threads)
     samples["same_largest_deviations"] = [v.largest_difference for v in verdicts]
     figures |= {"repetitions": len(verdicts), "false_alarms": sum(v.verdict != "same" for v in verdicts)}
@@ -189,10 +193,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"McNemar's test alone detects {figures['detectable_loss_points']:.1f} points (power 90 %)"
     )
     record = make_record(
-        "benchmark", "injected-errors", figures=figures, samples=samples, settings=asdict(config), device=device,
+        "benchmark",
+        "injected-errors",
+        figures=figures,
+        samples=samples,
+        settings=settings_of(config) | settings_of(resolved),
+        device=device,
         manifest=manifest,
-    )  # fmt: skip
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    )
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 All take the same bytes in memory and return RGB, uint8, in one thread, in turn; the times are CPU milliseconds a
 frame. That simplejpeg was chosen rests on this, and on its refusal of damaged frames (`strict`), which others fill
-with grey and pass on.
+with grey and pass on. Records: `results/intel-xeon-2core/benchmark-jpeg-*.json`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from pipelines.jpeg import frame_files
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 
 Decode = Callable[[list[bytes]], list[np.ndarray]]  # all frames of a video, as DALI wants them
 
@@ -40,7 +39,7 @@ class Benchmark:
     rounds: int = 20
     """Times that every decoder takes all frames."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 def made_frames(width: int, height: int) -> list[bytes]:
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     samples = {f"{name}_cpu_ms": v for name, v in cpu_ms.items()}
     record = make_record("benchmark", "jpeg", figures=figures, samples=samples, settings=asdict(config), device=device)
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,9 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Video, Videos, as_video
 from pipelines.plan import ClipPlan, plan_training
 from pipelines.processes import cores
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(-1, 1, 1)
@@ -61,7 +60,7 @@ class Benchmark:
     workers: int | None = None
     """Processes of the DataLoader and threads of ours; default: one a core."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 Way = Callable[[ClipPlan], Tensor]
@@ -267,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     settings = asdict(replace(config, workers=config.workers or cores()))
     record = make_record("benchmark", "loader", figures=figures, samples=samples, settings=settings, device=device)
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ from pipelines.annotations import Sample
 from pipelines.clip import ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Video, VideoFile
-from tdn_bench.cli.run import run_command
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.cli import run_command
+from tdn_bench.records import default_folder, make_record, write_record
 
 CLASSES = tuple(f"class {i}" for i in range(400))
 
@@ -43,7 +42,7 @@ class Benchmark:
     rounds: int = 5
     """Fresh processes that open the manifest."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 def rows(count: int) -> Iterator[Video]:
@@ -53,10 +52,17 @@ def rows(count: int) -> Iterator[Video]:
         name = f"{rng.bytes(6).hex()}_{i:06d}_{i + 10:06d}"
         label = int(rng.integers(400))
         file = VideoFile(
-            bytes=int(rng.integers(2**20)), mtime_ns=i, sha256=rng.bytes(32).hex(), codec="h264", width=340, height=256,
-            fps=30.0, num_frames=int(rng.integers(60, 301)), keyframe_spacing=250,
+            bytes=int(rng.integers(2**20)),
+            mtime_ns=i,
+            sha256=rng.bytes(32).hex(),
+            codec="h264",
+            width=340,
+            height=256,
+            fps=30.0,
+            num_frames=int(rng.integers(60, 301)),
+            keyframe_spacing=250,
             status="empty file" if i % 1000 == 7 else "ok",
-        )  # fmt: skip
+        )
         path = f"/videos/{CLASSES[label]}/{name}.mp4"
         yield Video(Sample(name, path, label, "validation" if i % 20 == 3 else "train"), file)
 
@@ -143,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(
         "benchmark", "manifest-scale", figures=figures, samples=samples, settings=asdict(config), device=device
     )
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -28,14 +28,11 @@ from torch import Tensor
 
 from engines import create_engine
 from pipelines.ledger import Lane, Ledger
-from pipelines.loader import ClipLoader
 from pipelines.synthetic import make_dataset
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import SYNTHETIC_DATA, DataFlags, NetworkFlags, WorkloadFlags, pick_device, run_command
 from tdn_bench.measurement.statistics import percentile
-from tdn_bench.measurement.throughput import SYNTHETIC_DATA, Throughput, run_batches
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.measurement.throughput import run_batches
+from tdn_bench.records import default_folder, make_record, write_record
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Benchmark:
     workers: int = 1
     """Decoding threads; one, and one of the network's, is what leaves the least to chance on two cores."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 @contextmanager
@@ -89,8 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(config.device)
     torch.set_num_threads(1)
     data = config.data or make_dataset(SYNTHETIC_DATA, train=8, validation=64, workers=config.workers)
-    flags = Throughput(data=data, model="tdn_resnet_small", num_segments=4, size=64).resolved()
-    manifest, spec = flags.open(), flags.clip_spec()
+    workload = WorkloadFlags(
+        device=str(device),
+        precision="fp32",
+        network=NetworkFlags(model="tdn_resnet_small", num_segments=4, size=64),
+        data=DataFlags(data=data, workers=config.workers),
+    ).resolve()
+    manifest = workload.data.open()
     videos = manifest.split("validation")
     ledger = Ledger(device)
     # on, with spans
@@ -101,12 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         classify: Callable[[Tensor], Tensor] | None = None
         if config.engine != "none":
-            engine_spec = flags.engine_spec(spec.shape, flags.batch_size, "fp32", str(device))
-            classifier = flags.build(len(manifest.classes), device)
-            classify = stack.enter_context(create_engine(config.engine, classifier, engine_spec))
-        loader = stack.enter_context(
-            ClipLoader(videos, spec, flags.batch_size, device=device, workers=config.workers, ledger=ledger)
-        )
+            classifier = workload.network.build(len(manifest.classes), device)
+            classify = stack.enter_context(create_engine(config.engine, classifier, workload.engine_spec()))
+        loader = stack.enter_context(workload.open_loader(videos, ledger))
         rng = random.Random(0)
         for number in range(config.rounds + 1):
             for name in rng.sample(list(kinds), len(kinds)):
@@ -142,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(
         "benchmark", name, figures=figures, samples=samples, settings=asdict(config), device=device, manifest=manifest
     )
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

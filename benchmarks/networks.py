@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from temporal_conv import interleave
 from torch import Tensor, nn
 
-from tdn_bench.cli.flags import known_variant, pick_device
-from tdn_bench.cli.run import run_command
+from tdn_bench.cli import known_variant, pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 from tdn_bench.training.ablation import TABLES
 
 NUM_CLASSES, BASELINE = 174, "tsn"
@@ -59,10 +57,10 @@ class Benchmark:
     threads: int | None = None
     """Threads of torch on the CPU; default: one a core."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
-class Contestant:
+class TimedNetwork:
     """A network in one mode, ready to be called; the frames are the same for all calls."""
 
     def __init__(self, variant: str, mode: Mode, config: Benchmark, device: torch.device) -> None:
@@ -100,12 +98,12 @@ class Contestant:
 
 def compare(variant: str, mode: Mode, config: Benchmark, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures and samples of one network in one mode."""
-    contestants = [Contestant(v, mode, config, device) for v in (variant, BASELINE)]
+    own, baseline = (TimedNetwork(v, mode, config, device) for v in (variant, BASELINE))
     start = time.perf_counter()
-    for contestant in contestants:
-        assert contestant().isfinite().all()  # compiles
+    for network in (own, baseline):
+        assert network().isfinite().all()  # compiles
     build_s = time.perf_counter() - start
-    own_ms, tsn_ms = interleave(*contestants, config.rounds, device)
+    own_ms, tsn_ms = interleave(own, baseline, config.rounds, device)
     name = f"{variant}_{mode}"
     ratios = sorted(a / b for a, b in zip(own_ms, tsn_ms, strict=True))
     figures = {
@@ -154,10 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             gc.collect()
         print(flush=True)
     record = make_record(
-        "benchmark", f"networks-{config.backbone}-{config.precision}", figures=figures, samples=samples,
-        settings=asdict(config), device=device, details={"threads": torch.get_num_threads()},
-    )  # fmt: skip
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+        "benchmark",
+        f"networks-{config.backbone}-{config.precision}",
+        figures=figures,
+        samples=samples,
+        settings=asdict(config),
+        device=device,
+        details={"threads": torch.get_num_threads()},
+    )
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

@@ -21,15 +21,12 @@ from engine_speed import make_frames, make_network
 from torch import Tensor, nn
 
 from engines import EngineSpec, create_engine
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
-from tdn_bench.correctness.logits import TOLERANCE, compare
+from tdn_bench.cli import pick_device, run_command
+from tdn_bench.correctness.logits import TOLERANCE, compare_logits
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier
-from tdn_bench.models.inference import rewrite
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 
 FINAL = "one frame normalised"
 
@@ -53,7 +50,7 @@ class Benchmark:
     device: str = "auto"
     """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 class ExpandedTogether(LongTermDifference):
@@ -127,7 +124,7 @@ def turn_into(network: nn.Module, old: type[nn.Module], new: type[nn.Module]) ->
 
 def make_forms(classifier: FrameClassifier, engine: str) -> dict[str, nn.Module]:
     """The forms by name; the first is the plain network, the third the one that is used."""
-    final = rewrite(copy.deepcopy(classifier), engine)
+    final = copy.deepcopy(classifier).for_inference(engine)
     conv3d = any(m.as_conv3d for m in final.modules() if isinstance(m, TemporalConv))
     folded = copy.deepcopy(classifier).fold_batch_norm()
     other = copy.deepcopy(final)
@@ -168,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     calls, figures = {}, {}
     for name, form in forms.items():
         calls[name] = partial(create_engine(config.engine, form, spec), frames)
-        difference = figures[f"{name}_difference"] = compare(calls[name]().cpu(), wanted).max_difference
+        difference = figures[f"{name}_difference"] = compare_logits(calls[name]().cpu(), wanted).max_difference
         if config.precision == "fp32" and not difference <= TOLERANCE["fp32"]:
             raise UserError(f"{name}: differs by {difference:.1e} of the logits' deviation; nothing was timed")
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -192,11 +189,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         }  # type: ignore[dict-item]
         print(f"  {name:48s}{ms[name]:9.1f} ms {100 * (ms[before] / ms[name] - 1):+7.1f} % against: {before}")
     record = make_record(
-        "benchmark", f"rewriting-{config.engine}-{config.precision}", figures=figures,
-        samples={f"{name}_ms": times for name, times in samples.items()}, settings=asdict(config), device=device,
+        "benchmark",
+        f"rewriting-{config.engine}-{config.precision}",
+        figures=figures,
+        samples={f"{name}_ms": times for name, times in samples.items()},
+        settings=asdict(config),
+        device=device,
         details={"threads": torch.get_num_threads()},
-    )  # fmt: skip
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    )
+    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
 
 
 if __name__ == "__main__":

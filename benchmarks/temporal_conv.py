@@ -20,13 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdn_bench.cli.flags import pick_device
-from tdn_bench.cli.run import run_command
+from engines import exact_float32
+from tdn_bench.cli import pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import SegmentNetwork, create_model
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv, upsample_to
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.records import default_folder, make_record, write_record
 
 NUM_SEGMENTS, SIZE, NUM_CLASSES = 8, 224, 174
 STAGES = {"res3": (128, 28), "res4": (256, 14), "res5": (512, 7)}  # channels, height and width where most blocks are
@@ -50,7 +49,7 @@ class Benchmark:
     threads: int | None = None
     """Threads of torch on the CPU; default: one a core."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
 class PlainTemporalConv(nn.Module):
@@ -233,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(config.batch_size, config.rounds, config.network_rounds, config.threads or 1, *config.network_batches) < 1:
         raise UserError("batch sizes and rounds must be at least 1")
     device = pick_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False  # float32 in full, or the two would not agree
+    exact_float32()  # float32 in full, or the two would not agree
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(0)
@@ -241,10 +240,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     compare_convolution(found, config)
     compare_networks(found, config)
     record = make_record(
-        "benchmark", "temporal-conv", figures=found.figures, samples=found.samples, settings=asdict(config),
-        device=device, details={"threads": torch.get_num_threads(), "precision": "fp32"},
-    )  # fmt: skip
-    folder = config.results or Path("results") / machine_name(device)
+        "benchmark",
+        "temporal-conv",
+        figures=found.figures,
+        samples=found.samples,
+        settings=asdict(config),
+        device=device,
+        details={"threads": torch.get_num_threads(), "precision": "fp32"},
+    )
+    folder = config.results or default_folder("benchmarks")
     print(f"record: {write_record(record, folder)}")
 
 

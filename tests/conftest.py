@@ -1,5 +1,6 @@
 """Marks that ask for a device, a private cache folder, and what many tests share: small data sets and weights."""
 
+import fcntl
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support.paths import SHARED
+from support.paths import SHARED, TESTS
 
 from pipelines.synthetic import make_dataset
 from tdn_bench.checkpoint import save_checkpoint
 from tdn_bench.models import create_model
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, so one thread each; also of what a test starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
 
@@ -26,6 +30,17 @@ def missing_device(item: pytest.Item) -> str | None:
     if item.get_closest_marker("needs_tensorrt") and not any(map(importlib.util.find_spec, runtimes)):
         return "neither tensorrt nor tensorrt_rtx is installed"
     return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Beside a test marked `alone` no other test of this checkout runs: it waits for them, and they for it."""
+    exclusive = item.get_closest_marker("alone") is not None
+    with open(__file__) as lock:
+        with (TESTS / "support" / "paths.py").open() as queue:  # or those that share the lock would never let it in
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -34,9 +34,8 @@ from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.scan import scan_file
 from pipelines.video import OK, Sample, Video, VideoFile
-from tdn_bench.cli.run import run_command
-from tdn_bench.records.environment import machine_name
-from tdn_bench.records.record import make_record, write_record
+from tdn_bench.cli import run_command
+from tdn_bench.records import default_folder, make_record, write_record
 
 SPEC = ClipSpec(num_segments=8, size=64)
 HANG_S = 600  # a run without an answer for so long has hung; the stack is printed and the process ends
@@ -215,7 +214,7 @@ class Fuzz:
     each: int = 4
     """Real clips of a kind."""
     results: Path | None = None
-    """Folder for the record; default: results/<machine>/."""
+    """Folder for the record; default: runs/fuzz. To publish: results/<machine>."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -237,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(
         "fuzz", "damaged-files", figures=numbers, samples={}, settings=settings, device=device, details=details
     )
-    print(f"record: {write_record(record, config.results or Path('results') / machine_name(device))}")
+    print(f"record: {write_record(record, config.results or default_folder('fuzz'))}")
     if wrong := [name for key, names in figures.items() if isinstance(names, list) for name in names]:
         print(f"handed on as good with a black or repeated frame: {', '.join(wrong)}")
         raise SystemExit(1)

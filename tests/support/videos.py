@@ -6,6 +6,10 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.odd_clips import numbered_frames, read_numbers, stretched_frames
+
+__all__ = ["flat_frames", "has_encoder", "numbered_frames", "read_numbers", "stretched_frames", "write_video"]
+
 
 def has_encoder(name: str) -> bool:
     try:
@@ -34,22 +38,6 @@ def write_video(path: Path, frames: np.ndarray, encoder: str = "libvpx-vp9", **m
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
-
-
-def numbered_frames(count: int, width: int, height: int, first: int = 0) -> np.ndarray:
-    """Pictures that carry their number (0 … 255): 4 × 2 blocks, white for a one, the highest bit at the top left."""
-    numbers = np.arange(first, first + count, dtype=np.uint8)
-    bits = np.unpackbits(numbers[:, None], axis=1).reshape(count, 2, 4)
-    rows, columns = np.arange(height) * 2 // height, np.arange(width) * 4 // width
-    return np.repeat(255 * bits[:, rows][:, :, columns, None], 3, axis=3).astype(np.uint8)
-
-
-def read_numbers(pictures: np.ndarray) -> list[int]:
-    """The numbers that (…, H, W, 3) pictures of `numbered_frames` carry, read in the middle of each block."""
-    *_, height, width, _ = pictures.shape
-    rows, columns = np.arange(1, 4, 2) * height // 4, np.arange(1, 8, 2) * width // 8
-    bits = pictures.reshape(-1, height, width, 3)[:, rows][:, :, columns].mean(3) > 127
-    return np.packbits(bits.reshape(-1, 8), axis=1)[:, 0].tolist()
 
 
 def flat_frames(count: int, level: int, size: int = 48) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tdn_bench.__main__ import COMMANDS
-from tdn_bench.cli.run import run_command
+from tdn_bench.__main__ import commands
+from tdn_bench.cli import run_command
 from tdn_bench.doctor import main as doctor
+
+COMMANDS = commands()
 
 
 def run(*arguments):
@@ -17,15 +20,18 @@ def run(*arguments):
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in COMMANDS:
+    for command, what in COMMANDS.items():
         assert f"  {command} " in done.stdout
+        assert len(what) > 20
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "list"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     from importlib import import_module
 
-    main = import_module(f"tdn_bench.{command.replace('-', '_')}").main
+    module = import_module(f"tdn_bench.{command.replace('-', '_')}")
+    main = module.main
+    assert "raise SystemExit(run_command(main))" in Path(module.__file__).read_text()  # as `python -m`, too
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
@@ -47,6 +53,15 @@ def test_doctor_lists_every_engine(capsys):
     assert "eager     ready" in out
     assert "trt       missing: " in out
     assert "pyav      ready" in out
+
+
+def test_list_names_networks_recipes_and_tables(capsys):
+    from tdn_bench.list import main
+
+    assert run_command(main, []) == 0
+    out = capsys.readouterr().out
+    for name in ("tdn ", "sthv2", "table1a"):
+        assert f"\n  {name}" in out
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
