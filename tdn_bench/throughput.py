@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or compare; print the figures and write a record."""
     config = parse(Throughput, argv, "throughput")
     if config.compare is not None:
-        comparison = compare(config)
+        comparison = compare(config, config.compare)
         print("\n".join(comparison.lines))
         record = comparison.record
     else:

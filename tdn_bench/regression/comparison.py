@@ -84,17 +84,17 @@ def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
     return {f: change(found.log_ratio(("B", f), ("A", f)), confidence=each) for f in names}
 
 
-def compare(config: Throughput, videos: int = 32) -> Comparison:
+def compare(config: Throughput, pair: tuple[str, str], videos: int = 32) -> Comparison:
     """Take turns until the interval of the main ratio is as narrow as --interval wants (± 1 % without it), for six
-    rounds of fresh processes at least and about --max-seconds at most. A turn loads `videos` videos."""
-    assert config.compare is not None
+    rounds of fresh processes at least and about --max-seconds at most. `pair` is A and B as --compare writes them; a
+    turn loads `videos` videos. Raises UserError for a side that is none."""
     config.check()
     # renders missing videos here, once; what depends on a side's own flags is left to it
     data = replace(config.workload, engine="none", precision="auto").resolve().data
     flags = replace(config.workload, data=data)
     device = pick_device(flags.device)
     with ExitStack() as stack:
-        found, result = _take_turns(config, sides(config.compare, flags, stack), videos, device)
+        found, result = _take_turns(config, sides(pair, flags, stack), videos, device)
     figures: dict[str, Any] = {}
     for name, c in result.items():
         figures |= {
@@ -105,7 +105,7 @@ def compare(config: Throughput, videos: int = 32) -> Comparison:
         }
     record = make_record(
         "compare",
-        config.output.name or re.sub(r"[^\w.]+", "-", "-vs-".join(config.compare)).strip("-"),
+        config.output.name or re.sub(r"[^\w.]+", "-", "-vs-".join(pair)).strip("-"),
         figures=figures,
         samples=found.samples(),
         settings=settings_of(replace(config, workload=flags)),
@@ -114,7 +114,7 @@ def compare(config: Throughput, videos: int = 32) -> Comparison:
         status_reasons=found.reasons,
         details={"turns": found.turns(), "facts": found.facts, "memory": found.memory},
     )
-    return Comparison(record, table(config, found, result))
+    return Comparison(record, table(pair, config.confidence, found, result))
 
 
 def _take_turns(
@@ -136,12 +136,11 @@ def _take_turns(
     return found, result
 
 
-def table(config: Throughput, found: Interleaved, result: dict[str, Change]) -> list[str]:
+def table(pair: tuple[str, str], confidence: float, found: Interleaved, result: dict[str, Change]) -> list[str]:
     """The ratios for a terminal, a line each."""
-    assert config.compare is not None
-    a, b = config.compare
+    a, b = pair
     lines = [
-        f"A: {a}   B: {b}   B ÷ A (below 1: B is faster), {config.confidence:.0%} confidence of all together, "
+        f"A: {a}   B: {b}   B ÷ A (below 1: B is faster), {confidence:.0%} confidence of all together, "
         f"{sum(found.turns())} turns in {len(found.status)} rounds"
     ]
     for name, c in sorted(result.items(), key=lambda item: item[0] not in TITLES):

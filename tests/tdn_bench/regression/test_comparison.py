@@ -64,7 +64,7 @@ def test_the_ratio_of_turns_that_are_known(monkeypatch, motion_data):
 
     monkeypatch.setattr(compare_module, "interleave", made_up)
     config = configure(Throughput(), data=motion_data, device="cpu", interval=0.02)
-    comparison = compare(configure(config, compare=("engine=eager", "engine=onnx")))
+    comparison = compare(config, ("engine=eager", "engine=onnx"))
     record, f = comparison.record, comparison.record.figures
     assert f["path_ms_ratio"] == pytest.approx(1.25, rel=0.01)
     assert f["path_ms_ratio_low"] < 1.25 < f["path_ms_ratio_high"]
