@@ -42,7 +42,7 @@ def _headline(record: Record) -> str:
     quantiles = [
         f"p{q} {f[f'p{q}_ms_per_video']:.2f} [{f[f'p{q}_low_ms_per_video']:.2f}, {f[f'p{q}_high_ms_per_video']:.2f}]"
         if f"p{q}_ms_per_video" in f
-        else f"p{q} needs {samples_for_percentile(q)}"
+        else f"p{q} needs {samples_for_percentile(q)} batches"
         for q in PERCENTILES
     ]
     half = f["ms_per_video_half_width_percent"]
