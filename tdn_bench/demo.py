@@ -34,7 +34,7 @@ class Demo:
     seconds: float = 4
     """Measure each engine and loader for at least this long."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     workers: int | None = None
     """Decoding threads and rendering processes; default: one per core."""
 

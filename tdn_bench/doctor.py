@@ -48,7 +48,7 @@ class Doctor:
     json: Path | None = None
     """Write everything that was found and measured to this file."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
 
     def open(self) -> Manifest:
         """The manifest that the flags name, or that a scan makes. Raises UserError where they name two."""

@@ -36,13 +36,14 @@ class Evaluate:
     """one-clip: 1 clip, centre crop (the paper's Something-Something). thirty-view: 10 clips × 3 crops of 256 pixels,
     softmax scores averaged (the paper's Kinetics). --clips, --crops and --size change a part of it."""
     clips: int | None = None
-    """Clips of a video; default: the protocol's. One is centred; several are drawn at random, the same in every run."""
+    """Clips per video. Default: the protocol's. One is centred; several are drawn at random, the same in every run."""
     crops: Literal[1, 3] | None = None
-    """Crops of a clip: the centre, or 3 that span the short side (without --crop-ratio); default: the protocol's."""
+    """Crops per clip: the centre, or 3 that span the short side (then --crop-ratio has no effect). Default: the
+    protocol's."""
     batch_size: int = 16
     """Views that the network takes at a time."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     per_class: bool = False
     """Also print the accuracy of every class, worst first."""
     scores: Path | None = None

@@ -24,7 +24,7 @@ class GpuSuite:
     all figures comes last. The exit status is 1 if a check failed."""
 
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one. On a CPU everything is a dry run at toy size."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one. On a CPU everything is a dry run at toy size."""
     results: Path | None = None
     """Folder for the records; default: runs/gpu-suite, for a dry run runs/gpu-suite-dry. To publish:
     results/<machine>/gpu-suite."""

@@ -20,20 +20,20 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where the weights come from; without any, they are fresh."""
+    """Where the weights come from. Without any of these they are random."""
 
     init: Path | None = None
-    """Start of the backbone: a file with torchvision's ResNet weights (ImageNet)."""
+    """Start the backbone from a file with torchvision's ResNet weights (ImageNet)."""
     checkpoint: Path | None = None
-    """Start of the whole network: a checkpoint of the same network (ours or the authors')."""
+    """Start the whole network from a checkpoint of the same network (this project's or the authors')."""
     finetune: Path | None = None
-    """Start of all but the classifier: a checkpoint of the same network, trained on other classes. The fresh classifier
+    """Start all but the classifier from a checkpoint of the same network, trained on other classes. The new classifier
     learns faster: its weight at 5 times the learning rate, its bias at 10 times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """SGD, and how its learning rate falls."""
+    """SGD and its learning-rate schedule."""
 
     batch_size: int = 64
     """Clips in a step, over all GPUs."""
@@ -42,31 +42,31 @@ class Optimization:
     lr: float = 0.01
     """Learning rate at that batch size."""
     schedule: Literal["step", "cosine"] = "step"
-    """How the learning rate falls."""
+    """How the learning rate falls: in steps, or along a cosine."""
     milestones: tuple[int, ...] = (30, 45, 55)
     """Epochs after which `step` divides the learning rate by 10."""
     warmup_epochs: float = 0
     """Epochs during which the learning rate rises linearly from zero."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """Of weights; biases and batch norm have none."""
+    """Weight decay. Biases and batch norm have none."""
     clip_gradient_norm: float = 20.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradients; larger ones are scaled down to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A complete run; every field is a flag."""
+    """A complete training run. Every field is a flag."""
 
     name: str = "sthv2"
-    """What the run is called in its record."""
+    """Name of the run in its record."""
     model: str = "tdn_resnet50"
     """Network; `tdn-bench list` names them."""
     num_segments: int | None = None
-    """T, segments in a clip; default: the network's (8; 32 of I3D)."""
+    """T, segments in a clip. Default: the network's own (8; I3D: 32)."""
     size: int = 224
-    """Height and width of the network's input, pixels (at least 64)."""
+    """Height and width of the network's input, in pixels (at least 64)."""
     crop_ratio: float = 224 / 256
     """Share of the short side that validation's centre crop keeps."""
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
@@ -78,21 +78,22 @@ class Recipe:
     data: DataFlags = field(default_factory=DataFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     precision: Precision = "auto"
-    """AMP: auto is bf16 on a GPU that is fast at it, fp16 with a gradient scaler on an older one, fp32 on a CPU."""
+    """Mixed precision. auto: bf16 on a GPU that is fast at it, fp16 with a gradient scaler on an older one, fp32 on a
+    CPU."""
     compile: bool = False
     """Compile the network with torch.compile."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     evaluate_every: int = 1
     """Epochs between validations (the last epoch is always validated)."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Seed for weights, order and augmentation."""
     output: Path = Path("runs/sthv2")
     """Folder for checkpoints, scalars, the list of bad clips and the record."""
     results: Path | None = None
     """Folder for the record; default: the output folder."""
     resume: bool = False
-    """Go on from the output folder's last finished epoch."""
+    """Continue from the last finished epoch in the output folder."""
 
     def clip_spec(self) -> ClipSpec:
         """The clips of training and validation. Raises UserError for an unknown network."""

@@ -31,7 +31,7 @@ class Transcode:
     """Keep the files' names, so that labels still find them (readers go by content); else names end with .mp4 or
     .webm."""
     workers: int | None = None
-    """Encoding processes; default: one a core."""
+    """Encoding processes; default: one per core."""
     limit: int | None = None
     """Only the first so many videos, to try."""
 

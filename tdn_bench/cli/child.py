@@ -22,7 +22,7 @@ def last_error_line(output: IO[bytes]) -> str | None:
 class Command:
     """`python -m module flags` in a process of its own, which imports from the same places as this one.
 
-    `threads` are torch's (default: one a core). Its stdout is this process's; `quiet` throws it away. `stderr` is all
+    `threads` are torch's (default: one per core). Its stdout is this process's; `quiet` throws it away. `stderr` is all
     that it wrote there, once it has ended.
     """
 

@@ -36,25 +36,25 @@ class DataFlags:
     """Which videos."""
 
     dataset: DatasetName = "sthv2"
-    """How --data is laid out and annotated."""
+    """How --data is organised and annotated."""
     data: Path | None = None
     """The data set's folder, as it is distributed."""
     split: int = 1
     """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
     labels: Path | None = None
-    """Folder of the annotation files, where they do not lie below --data."""
+    """Folder of the annotation files, if they are not below --data."""
     manifest: Path | None = None
-    """Instead of annotations: a manifest that `tdn-bench prepare` wrote. Nothing is scanned; --data says where the
-    videos lie now, if they have moved."""
+    """A manifest that `tdn-bench prepare` wrote, instead of annotations. Nothing is scanned. If the videos have moved,
+    --data says where they are now."""
     train_list: Path | None = None
-    """Instead of annotations: the authors' list of training videos or frame folders, `path num_frames label` a line
-    (paths are relative to --data, or to the list)."""
+    """The authors' list of training videos or frame folders, instead of annotations: `path num_frames label` on each
+    line. Paths are relative to --data, or to the list."""
     val_list: Path | None = None
-    """Instead of annotations: the list of validation videos."""
+    """The list of validation videos, together with --train-list."""
     class_names: Path | None = None
-    """With lists: a text file, one class name a line."""
+    """With lists: a text file with one class name per line."""
     workers: int | None = None
-    """Decoding threads and scanning processes; default: one a core."""
+    """Decoding threads and scanning processes; default: one per core."""
 
     @property
     def named(self) -> bool:
@@ -94,15 +94,15 @@ class SourceFlags:
     split: int = 1
     """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
     labels: Path | None = None
-    """Folder of the annotation files, where they do not lie below --root."""
+    """Folder of the annotation files, if they are not below --root."""
     train_list: Path | None = None
-    """For lists: the authors' list of training videos or frame folders, `path num_frames label` a line."""
+    """For lists: the authors' list of training videos or frame folders, `path num_frames label` on each line."""
     val_list: Path | None = None
     """For lists: the list of validation videos."""
     class_names: Path | None = None
-    """For lists: a text file, one class name a line."""
+    """For lists: a text file with one class name per line."""
     workers: int | None = None
-    """Scanning processes; default: one a core."""
+    """Scanning processes; default: one per core."""
 
     def open(self, source: Source) -> Manifest:
         """Read the annotations and scan their videos (remembered across runs)."""
@@ -134,12 +134,12 @@ class LoaderFlags:
     backend: Literal["auto", "pyav", "dali"] = "auto"
     """Video loader: DALI on a GPU, PyAV without one."""
     on_bad_clip: OnBadClip = "skip"
-    """A video that cannot be used: error ends the run; skip leaves it out (training takes a replacement sample),
-    counts it and lists it."""
+    """What to do with a video that cannot be used. error: end the run. skip: leave it out (training takes a replacement
+    sample), count it and list it."""
     max_bad_share: float = 0.01
-    """The run ends when more than this share of a split's videos cannot be used."""
+    """End the run if more than this share of a split's videos cannot be used."""
     verify_checksums: bool = False
-    """Compare every file that is read with the checksum of its scan."""
+    """Compare every file that is read with the checksum from its scan."""
 
     def policy(self, log: Path | None = None) -> BadClipPolicy:
         """The flags as the loader takes them; `log` lists the bad clips."""
@@ -177,18 +177,18 @@ class BuildFlags:
     """How engines are built."""
 
     dynamic_batch: Annotated[bool, arg(aliases=("--ranged",))] = False
-    """Build for every batch size up to the largest, not for that one alone: a smaller batch then costs less."""
+    """Build for every batch size up to the largest, so that a smaller batch costs less."""
     rewrite: bool = True
-    """Let the network rewrite itself for inference (the same logits to rounding)."""
+    """Let the network rewrite itself for inference. Logits stay the same up to rounding."""
     exclude_layers: Annotated[tuple[str, ...], arg(aliases=("--keep",))] = ()
-    """Layers that int8 and fp8 leave in floating point (`tdn-bench parity engines --per-layer` names those that
-    matter)."""
+    """Layers to leave in floating point with int8 and fp8. `tdn-bench parity engines --per-layer` names those that
+    matter."""
     calibration_clips: int = 64
-    """Training clips from which int8 and fp8 take the ranges of activations."""
+    """Training clips used to calibrate int8 and fp8."""
     cache: bool = True
-    """Use engines that were built before, and keep those that are built now."""
+    """Reuse engines that were built before, and keep those that are built now."""
     cache_dir: Annotated[Path | None, arg(aliases=("--cache-folder",))] = None
-    """Where engines are kept; default: ~/.cache/tdn_bench/engines."""
+    """Where built engines are kept; default: ~/.cache/tdn_bench/engines."""
 
     @property
     def engine_cache(self) -> Path | None:
@@ -238,18 +238,18 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFlags:
-    """Which network on which clips. What is not given comes from the checkpoint's notes, else from the defaults."""
+    """Which network, on which clips. What is left out comes from the checkpoint, else from the defaults."""
 
     checkpoint: Path | None = None
-    """Trained weights: ours (.safetensors) or the authors' (.pth.tar)."""
+    """Trained weights: this project's (.safetensors) or the authors' (.pth.tar)."""
     model: str | None = None
-    """Network (`tdn-bench list`); default: the checkpoint's, else tdn_resnet50."""
+    """Network; `tdn-bench list` names them. Default: the checkpoint's, else tdn_resnet50."""
     num_segments: int | None = None
-    """T, segments in a clip; default: the checkpoint's, else the network's (8; 32 of I3D)."""
+    """T, segments in a clip. Default: the checkpoint's, else the network's own (8; I3D: 32)."""
     size: int | None = None
-    """Input height and width, pixels; default: the checkpoint's, else 224."""
+    """Height and width of the input, in pixels. Default: the checkpoint's, else 224."""
     crop_ratio: float | None = None
-    """Share of the short side in the centre crop; default: the checkpoint's, else 224/256."""
+    """Share of the short side that the centre crop keeps. Default: the checkpoint's, else 224/256."""
 
     def resolve(self) -> Network:
         """Fill what was left open. Raises UserError for an unknown network and for a size that none takes."""

@@ -33,19 +33,19 @@ CALIBRATION_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadFlags:
-    """One network, by one engine, on the videos of one split. Without --data a small synthetic set is rendered once;
-    without --checkpoint weights are fresh, and no accuracy is stated."""
+    """One network, run by one engine, on the videos of one split. Without --data, a small synthetic set is rendered
+    once. Without --checkpoint, weights are random and no accuracy is stated."""
 
     engine: EngineName = "eager"
-    """What runs the network; `none` leaves the loader alone. `tdn-bench doctor` says which are ready."""
+    """What runs the network; `none` measures the loader alone. `tdn-bench doctor` says which engines are ready."""
     precision: Precision = "auto"
-    """Of the network's arithmetic; auto is fp32 on a CPU and fp16 on a GPU."""
+    """Precision of the network's arithmetic. auto: fp32 on a CPU, fp16 on a GPU."""
     subset: Literal["train", "validation"] = "validation"
-    """Which videos."""
+    """Which videos of the data set."""
     batch_size: int = 16
     """Videos in a batch (16 in the paper's Table 5)."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     data: DataFlags = field(default_factory=DataFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)

@@ -71,7 +71,7 @@ class Engines:
     per_layer: bool = False
     """Also compare the output of every layer, on one batch; in int8 and fp8 also what each layer alone costs."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     results: Path | None = None
     """Also write a record to this folder."""
 

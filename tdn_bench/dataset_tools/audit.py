@@ -70,7 +70,7 @@ def examine(
     Arguments:
         checksums: Read every file again; else only those whose size or time is not that of the scan.
         reference: The manifest of another copy, compared by the videos' ids.
-        workers: Reading threads; default: one a core.
+        workers: Reading threads; default: one per core.
     """
     findings = _findings(manifest, checksums, reference, workers)
     absent = only_in_reference(manifest, reference) if reference is not None else []

@@ -72,8 +72,8 @@ def plan_folder(
 def transcode_all(
     jobs: list[Job], encoding: Encoding, workers: int | None = None
 ) -> Iterator[tuple[Path, Transcoded | str]]:
-    """Re-encode videos, in `workers` processes (default: one a core); yields every source in order with what became of
-    it, or why it could not be done. Raises UserError where a process dies."""
+    """Re-encode videos, in `workers` processes (default: one per core); yields every source in order, with what became
+    of it, or why it could not be done. Raises UserError where a process dies."""
     workers = min(workers or cores(), len(jobs))
     for (source, _), result in zip(jobs, _results(jobs, encoding, workers), strict=True):
         yield source, result

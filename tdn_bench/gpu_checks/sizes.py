@@ -37,7 +37,7 @@ class Sizes:
     path_batch: int
     path_s: float
     step_timeout_s: float
-    threads: int | None  # of OpenMP; default: one a core
+    threads: int | None  # of OpenMP; default: one per core
 
 
 def full() -> Sizes:

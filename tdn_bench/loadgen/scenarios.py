@@ -33,7 +33,7 @@ BOUND_MEDIANS = 5  # the default bound of Server, in medians of SingleStream's l
 
 @dataclass(frozen=True, kw_only=True)
 class Offline:
-    """All videos at once, whole passes: videos a second. What `tdn-bench throughput` measures, with its interval."""
+    """All videos at once, in whole passes: videos per second, as `tdn-bench throughput` measures, with an interval."""
 
     workload: WorkloadFlags = field(default_factory=WorkloadFlags)
     timing: TimingFlags = field(default_factory=TimingFlags)
@@ -55,19 +55,19 @@ class QueryFlags:
     """What the scenarios with latencies share."""
 
     seconds: float = 10
-    """Measure for at least this long, and until there are the samples that the percentiles need. Of a trial of a load:
-    it passes after this long at the earliest."""
+    """Measure for at least this long, in seconds, and until there are enough samples for the percentiles. In a search
+    for the highest load, a trial passes after this long at the earliest."""
     max_seconds: float = 60
-    """End then at the latest, and refuse what lacks samples. A trial that is undecided then counts as failed; at a low
-    load it takes as long as its samples do."""
+    """End after this long at the latest, in seconds, and refuse percentiles that lack samples. A trial that is still
+    undecided counts as failed. At a low load a trial takes as long as its samples need."""
     warmup_seconds: float = 1
-    """Queries of the first so many seconds are not counted, nor is what fills the first --warmup-batches."""
+    """Do not count queries from the first seconds, nor those that fill the first --warmup-batches."""
     warmup_batches: int = 4
-    """See --warmup-seconds."""
+    """Batches at the start that are not counted."""
     batch_wait_ms: float = 0
-    """How long a batch waits for more videos to be decoded."""
+    """How long a batch waits for more decoded videos, in milliseconds."""
     seed: int = 0
-    """Of the order of videos and of arrivals."""
+    """Seed for the order of videos and for arrivals."""
 
     def goal(self, batch_size: int, bound_ms: float = math.inf, share: float = 0.99, steady: bool = False) -> Goal:
         """When a trial passes, and what is warm-up (the one place that says)."""
@@ -132,11 +132,12 @@ class Server:
     queries: QueryFlags = field(default_factory=lambda: QueryFlags(seconds=5, max_seconds=20))
     output: OutputFlags = field(default_factory=OutputFlags)
     latency_bound_ms: float | None = None
-    """What the percentile may be; default: five times the median of single queries, measured first."""
+    """The latency that the percentile must stay within. Default: five times the median of single queries, which is
+    measured first."""
     percentile: float = 99
-    """Which percentile of the latency is bound."""
+    """The percentile of the latency that must stay within the bound."""
     rate_resolution: float = 0.05
-    """Stop where the highest rate that passed and the lowest that failed are this share apart."""
+    """Stop when the highest rate that passed and the lowest that failed are this share apart."""
 
     def find(self, service: Service) -> Findings:
         bound_ms = self.latency_bound_ms
@@ -174,13 +175,13 @@ class LiveStreams:
     queries: QueryFlags = field(default_factory=lambda: QueryFlags(seconds=10, max_seconds=30))
     output: OutputFlags = field(default_factory=OutputFlags)
     fps: float = 25
-    """Frames a second of every stream."""
+    """Frames per second of each stream."""
     deadline_ms: float = 1000
-    """When the label is due, after the clip's last frame."""
+    """When a label is due, counted from the clip's last frame."""
     on_time: float = 0.99
-    """The share of labels that must be in time."""
+    """The share of labels that must be on time."""
     rate_resolution: float = 0.05
-    """Stop where the most streams that passed and the fewest that failed are this share apart, or one."""
+    """Stop when the most streams that passed and the fewest that failed are this share apart, or differ by one."""
 
     def find(self, service: Service) -> Findings:
         lengths_s = service.loader.videos.column("num_frames")[service.positions] / self.fps

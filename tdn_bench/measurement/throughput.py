@@ -47,15 +47,16 @@ class TimingFlags:
     """How long is measured."""
 
     seconds: float = 10
-    """Measure whole passes over the split for at least this long (a figure wants at least 3 s and 10 batches; 0 is one
-    pass)."""
+    """Measure whole passes over the split for at least this long, in seconds. A stable figure needs at least 3 s and 10
+    batches; 0 means one pass."""
     interval: float | None = None
-    """Measure on until the 95 % interval of ms/video is at most ± this share (0.01: 1 %), up to --max-seconds.
-    With --compare: of the ratio, 0.01 where not given."""
+    """Keep measuring until the 95 % interval of ms/video is at most ± this share (0.01: 1 %), or --max-seconds is over.
+    With --compare it is the interval of the ratio; default there: 0.01."""
     max_seconds: float = 120
-    """The most that --interval or --compare may take."""
+    """The longest that --interval or --compare may take, in seconds."""
     warmup_batches: int = 4
-    """At least so many batches are run and not counted; more until they no longer get faster, at most 20 s."""
+    """Batches to run before counting begins, at least. Warm-up goes on until batches no longer get faster, for 20 s at
+    most."""
 
     def check(self) -> None:
         """Raise UserError for a number that no run could have."""
@@ -70,9 +71,9 @@ class OutputFlags:
     """What is written, and where."""
 
     trace: Path | None = None
-    """Write what every thread did when, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+    """Write a timeline of all threads to this file, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
     name: str | None = None
-    """Name of the record; default: made of engine, precision and backend."""
+    """Name of the record; default: from engine, precision and backend."""
     results: Path | None = None
     """Folder for the record; default: runs/<command>. To publish: results/<machine>."""
 
@@ -86,17 +87,16 @@ class OutputFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Measure ms/video from file to label with one engine, or the loader alone. Without --data a small synthetic
-    set is rendered once; without --checkpoint weights are fresh, and no accuracy is stated."""
+    """Measure ms/video from file to label with one engine, or the loader alone."""
 
     workload: WorkloadFlags = field(default_factory=WorkloadFlags)
     timing: TimingFlags = field(default_factory=TimingFlags)
     output: OutputFlags = field(default_factory=OutputFlags)
     compare: tuple[str, str] | None = None
-    """A B: compare two configurations, in fresh processes that take turns. Each is field=value,… or @commit:
+    """A B: which of two configurations is faster? Fresh processes take turns. Each is field=value,… or @commit:
     `engine=eager engine=openvino,precision=int8`, `@main @HEAD`, `backend=pyav backend=dali`."""
     confidence: float = 0.99
-    """Of all intervals of --compare together."""
+    """With --compare: confidence that all intervals hold together."""
 
     def check(self) -> None:
         """Raise UserError for what could not be measured or written."""

@@ -10,50 +10,55 @@ from tdn_bench.cli import DataFlags, NetworkFlags
 
 @dataclass(frozen=True, kw_only=True)
 class Regress:
-    """Measure again what a baseline holds, and compare. Exit status 0: no regression, 1: a regression, 2: cannot run,
-    3: inconclusive. The baseline says what is measured; flags for data and network count with --update only, but for
-    --data and --checkpoint, which say where they lie here."""
+    """Has this working tree become slower or less accurate? Compares it with a stored baseline or with another commit.
+
+    Exit status 0: no regression, 1: a regression, 2: cannot run, 3: inconclusive. The baseline decides what is
+    measured. Flags for data and network only count together with --update, apart from --data and --checkpoint, which
+    say where the baseline's data and weights are on this machine."""
 
     network: NetworkFlags = field(default_factory=NetworkFlags)
     data: DataFlags = field(default_factory=DataFlags)
     baseline: Path = Path("results/baselines/demo.json")
     """The baseline to compare with, or to write."""
     against: str | None = None
-    """Compare with this commit, measured in turn with the working tree, not with the baseline's figures."""
+    """Compare with this commit instead of the baseline's figures. It is measured now, taking turns with the working
+    tree."""
     update: bool = False
-    """Write a new baseline; refused where it would hide a regression."""
+    """Write a new baseline. Refused if it would hide a regression."""
     accept: str | None = None
-    """With --update: why a regression is accepted. The reason is stored."""
+    """With --update: why a regression is acceptable. The reason is kept in the baseline."""
     engines: tuple[str, ...] = ("eager", "onnx")
     """With --update: engines to measure, `engine` or `engine:precision`."""
     batch_size: int = 8
     """With --update: videos in a batch."""
     videos: int = 8
-    """With --update: videos in a timed turn (accuracy takes all of the split): many short turns tell more than few."""
+    """With --update: videos in one timed turn. Many short turns tell more than a few long ones. Accuracy always uses
+    the whole split."""
     threads: int = 1
-    """With --update: threads that decode, and that compute, on a CPU; 0: one a core. With one the gate sees smaller
-    changes, since another program's burst on one core stops all of several; how work spreads over cores it sees not."""
+    """With --update: threads for decoding and for arithmetic on a CPU (0: one per core). With one thread the gate
+    detects smaller changes: a burst of another program then delays one turn, not all threads that wait for each
+    other. How well work spreads over cores does not show."""
     train: bool = True
-    """With --update: also hold the training step."""
+    """With --update: also measure the training step."""
     device: str = "auto"
-    """cuda, cuda:1, cpu; auto takes a GPU where there is one."""
+    """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     margin: float = 0.03
-    """A time may be slower by this share."""
+    """How much slower a time may become, as a share (0.03: 3 %)."""
     transfer: float = 0.10
-    """Added to the margin where the baseline is another machine's: so far the ratio to the reference may be another."""
+    """Added to the margin if the baseline comes from another machine, where the ratio to the reference may differ."""
     memory_margin: float = 0.05
-    """Peak memory may grow by this share."""
+    """How much peak memory may grow, as a share."""
     accuracy_margin: float = 0.5
-    """Accuracy may fall by so many points."""
+    """How far accuracy may fall, in percentage points."""
     confidence: float = 0.99
-    """Of all intervals together."""
+    """Confidence that all intervals hold together."""
     max_seconds: float = 180
-    """Measure for at most about this long; it ends sooner where the noise allows."""
+    """Measure for at most about this long, in seconds. It ends sooner if the noise allows a verdict."""
     round_s: float = 12
-    """Seconds of turns in a round of fresh processes."""
+    """Seconds of measuring in each round of fresh processes."""
     junit: Path | None = None
-    """Also write the verdicts as JUnit XML."""
+    """Also write the verdicts as JUnit XML to this file."""
     markdown: Path | None = None
-    """Also write them as GitHub-flavoured Markdown."""
+    """Also write the verdicts as GitHub-flavoured Markdown to this file."""
     json: Path | None = None
-    """Also write a record with all samples and verdicts."""
+    """Also write a record with all samples and verdicts to this file."""

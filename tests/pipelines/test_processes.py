@@ -19,6 +19,7 @@ def test_results_come_in_order(workers: int, chunksize: int) -> None:
 
 
 SCRIPT = """
+import signal
 import time
 from pipelines.processes import map_in_processes
 
@@ -30,6 +31,7 @@ if __name__ == "__mp_main__":
     print("starting", flush=True)
     time.sleep(1)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
     try:
         for number in map_in_processes(slow, range(100_000), 2):
             print(number, flush=True)
