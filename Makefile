@@ -64,7 +64,7 @@ benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader [ARGS=--h
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
 fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)
-	$(VENV)/bin/python tests/fuzz.py $(ARGS)
+	PYTHONPATH=. $(VENV)/bin/python tests/fuzz.py $(ARGS)
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
