@@ -17,11 +17,11 @@ from tdn_bench.correctness.logits import TOLERANCE, LogitComparison, compare_log
 from tdn_bench.correctness.scores import (
     Scores,
     check_target,
-    compare_scores,
     ensemble,
     load_alike,
     load_scores,
     per_class_lines,
+    score_differences,
 )
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
     "compare_decoders",
     "compare_logits",
     "compare_predictions",
-    "compare_scores",
     "deviation",
     "ensemble",
     "layer_names",
@@ -63,4 +62,5 @@ __all__ = [
     "reference_pictures",
     "reference_spec",
     "score",
+    "score_differences",
 ]

@@ -22,7 +22,7 @@ from pipelines.processes import cores
 from tdn_bench.cli import DataFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.correctness.decoder_checks import SPEC, Case, check_video
 from tdn_bench.correctness.evaluation import score
-from tdn_bench.correctness.scores import Scores, compare_scores
+from tdn_bench.correctness.scores import Scores, score_differences
 from tdn_bench.errors import UserError
 
 SCORED_AT_ONCE = 8  # clips in a batch of the network's
@@ -124,12 +124,12 @@ def _open_data(config: Decoders) -> tuple[Manifest | None, Videos | None]:
 
 
 def compare_predictions(config: Decoders, parity: DecoderParity) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """How the predictions of --checkpoint on the videos drawn differ, by pair of backends, as `compare_scores` says;
+    """How the predictions of --checkpoint on the videos drawn differ, by pair of backends, as `score_differences` says;
     and of a backend that decodes none of them, why. Both are empty without --checkpoint."""
     if config.checkpoint is None or parity.manifest is None or parity.drawn is None:
         return {}, {}
     scores, failures = _score_split(config, parity.manifest, parity.drawn, parity.device, parity.backends)
-    return {f"{a}–{b}": compare_scores(scores[a], scores[b]) for a, b in combinations(scores, 2)}, failures
+    return {f"{a}–{b}": score_differences(scores[a], scores[b]) for a, b in combinations(scores, 2)}, failures
 
 
 def _score_split(

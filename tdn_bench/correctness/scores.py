@@ -208,7 +208,7 @@ def ensemble(parts: Sequence[Scores], names: Sequence[object] = ()) -> Scores:
     return Scores(first.ids, mean.log().float()[:, None], first.labels)
 
 
-def compare_scores(a: Scores, b: Scores) -> dict[str, float]:
+def score_differences(a: Scores, b: Scores) -> dict[str, float]:
     """On the videos that both have: their number, the change of top-1 from `a` to `b` in percentage points where labels
     are known, the share in percent on which both name the same class, and the largest difference of a softmax score."""
     both = sorted(set(a.ids) & set(b.ids))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tdn_bench.cli import run_command
-from tdn_bench.correctness.scores import Scores, check_target, compare_scores, ensemble, load_scores
+from tdn_bench.correctness.scores import Scores, check_target, ensemble, load_scores, score_differences
 from tdn_bench.errors import UserError
 from tdn_bench.records import read_record
 from tdn_bench.scores import main
@@ -203,15 +203,15 @@ def test_what_is_no_ensemble_names_the_video():
         ensemble([first, Scores(first.ids, first.logits, labels)])
 
 
-def test_compare_scores() -> None:
+def test_score_differences() -> None:
     one = Scores(("a", "b", "c"), torch.tensor([[[9.0, 0]], [[0, 9.0]], [[9.0, 0]]]), torch.tensor([0, 1, 1]))
     other = Scores(("c", "b"), torch.tensor([[[0.0, 9.0]], [[0.0, 9.0]]]), torch.tensor([1, 1]))
-    found = compare_scores(one, other)
+    found = score_differences(one, other)
     assert found["videos"] == 2
     assert found["top1_change_percent"] == 50
     assert found["same_class_percent"] == 50
     assert found["max_score_difference"] == pytest.approx(1 / (1 + math.exp(-9)) - 1 / (1 + math.exp(9)))
-    assert compare_scores(one, replace(other, ids=("x", "y"))) == {"videos": 0}
+    assert score_differences(one, replace(other, ids=("x", "y"))) == {"videos": 0}
 
 
 @pytest.fixture
