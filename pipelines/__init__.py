@@ -9,8 +9,9 @@
 A name is imported when it is first used: what reads annotations loads no torch, what reads a manifest no PyAV.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipelines.exports import lazy_exports
 
 if TYPE_CHECKING:
     from pipelines.annotations import DATASET_NAMES, Annotations, flip_labels, read_dataset, read_lists
@@ -54,27 +55,19 @@ __all__ = [
     "scan_file",
 ]
 
-_NAMES = {
-    "annotations": ("DATASET_NAMES", "Annotations", "flip_labels", "read_dataset", "read_lists"),
-    "bad_clips": ("BadClipPolicy",),
-    "clip": ("ClipBatch", "ClipSpec"),
-    "errors": ("BadClip", "DataError"),
-    "ledger": ("Ledger",),
-    "loader": ("BACKENDS", "ClipLoader"),
-    "manifest": ("Manifest", "Videos", "build_manifest", "default_cache"),
-    "sampling": ("center_frame_indices", "evenly_spaced", "random_frame_indices"),
-    "scan": ("as_video", "scan_file"),
-    "synthetic": ("make_dataset",),
-    "video": ("Sample", "Video", "VideoFile"),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "annotations": ("DATASET_NAMES", "Annotations", "flip_labels", "read_dataset", "read_lists"),
+        "bad_clips": ("BadClipPolicy",),
+        "clip": ("ClipBatch", "ClipSpec"),
+        "errors": ("BadClip", "DataError"),
+        "ledger": ("Ledger",),
+        "loader": ("BACKENDS", "ClipLoader"),
+        "manifest": ("Manifest", "Videos", "build_manifest", "default_cache"),
+        "sampling": ("center_frame_indices", "evenly_spaced", "random_frame_indices"),
+        "scan": ("as_video", "scan_file"),
+        "synthetic": ("make_dataset",),
+        "video": ("Sample", "Video", "VideoFile"),
+    },
+)

@@ -19,6 +19,7 @@ from pipelines.clip import ClipSpec
 from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
 from pipelines.manifest import Manifest, Videos, build_manifest, default_cache
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
+from tdn_bench.cli.settings import flag
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 else:
     DatasetName = Literal[DATASET_NAMES]
     Source = Literal[(*DATASET_NAMES, "lists")]
+
+
+MAX_SIZE = 4096  # pixels: more is a slip, or a checkpoint that is no friend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,23 +256,26 @@ class NetworkFlags:
     """Share of the short side that the centre crop keeps. Default: the checkpoint's, else 224/256."""
 
     def resolve(self) -> Network:
-        """Fill what was left open. Raises UserError for an unknown network and for a size that none takes."""
+        """Fill what was left open. Raises UserError for an unknown network, for a number that none takes, and for a
+        checkpoint whose notes are not what they should be."""
         notes: dict[str, Any] = read_metadata(self.checkpoint) if self.checkpoint is not None else {}
 
-        def first(given: Any, key: str, default: Any) -> Any:
-            return given if given is not None else notes.get(key, default)
+        def first(name: str, default: Any, *kinds: type) -> Any:
+            if (given := getattr(self, name)) is not None:
+                return given
+            value = notes.get(name, default)
+            if type(value) not in kinds:  # not isinstance: True is no number of segments
+                raise UserError(f"{self.checkpoint}: notes {name} as {value!r}; give the right one with {flag(name)}")
+            return value
 
-        model = str(first(self.model, "model", "tdn_resnet50"))
-        network = Network(
-            self.checkpoint,
-            model,
-            first(self.num_segments, "num_segments", known_variant(model).num_segments),
-            first(self.size, "size", 224),
-            first(self.crop_ratio, "crop_ratio", 224 / 256),
-        )
-        if network.size < 64 or not 0 < network.crop_ratio <= 1:
-            raise UserError(f"--size {network.size} must be at least 64, --crop-ratio {network.crop_ratio} in (0, 1]")
-        return network
+        model = first("model", "tdn_resnet50", str)
+        segments = first("num_segments", known_variant(model).num_segments, int)
+        size, ratio = first("size", 224, int), float(first("crop_ratio", 224 / 256, int, float))
+        if segments < 1:
+            raise UserError(f"--num-segments {segments}: must be at least 1")
+        if not 64 <= size <= MAX_SIZE or not 0 < ratio <= 1:
+            raise UserError(f"--size {size} must be from 64 to {MAX_SIZE}, --crop-ratio {ratio} in (0, 1]")
+        return Network(self.checkpoint, model, segments, size, ratio)
 
 
 def known_variant(model: str) -> Variant:

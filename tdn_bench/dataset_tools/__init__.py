@@ -3,8 +3,9 @@
 A name is imported when it is first used: to audit a data set loads neither torch nor a decoder.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipelines.exports import lazy_exports
 
 if TYPE_CHECKING:
     from tdn_bench.dataset_tools.audit import Audit, Finding, examine
@@ -33,23 +34,15 @@ __all__ = [
     "write_lists",
 ]
 
-_NAMES = {
-    "audit": ("Audit", "Finding", "examine"),
-    "encoding": ("Encoding",),
-    "loading_advice": ("conclusions", "print_advice"),
-    "loading_cost": ("Advice", "advise"),
-    "summary": ("kind_of", "print_summary", "write_lists"),
-    "transcode_folder": ("plan_folder", "transcode_all"),
-    "transcoding": ("Transcoded", "transcode_file"),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "audit": ("Audit", "Finding", "examine"),
+        "encoding": ("Encoding",),
+        "loading_advice": ("conclusions", "print_advice"),
+        "loading_cost": ("Advice", "advise"),
+        "summary": ("kind_of", "print_summary", "write_lists"),
+        "transcode_folder": ("plan_folder", "transcode_all"),
+        "transcoding": ("Transcoded", "transcode_file"),
+    },
+)

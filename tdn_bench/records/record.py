@@ -28,6 +28,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
 
 SCHEMA_VERSION = 2
+MAX_SAMPLES_BYTES = 2**30  # unpacked: a small file may hold any number of zeros
 STATUSES = ("stable", "unstable", "void", "unwatched")
 COMMIT = commit()  # asked at the start: of the code that runs, not of a commit made meanwhile
 
@@ -195,7 +196,7 @@ def read_record(path: Path) -> Record:
         if not newer and "samples_file" in raw:
             raw["samples"] = _samples_beside(path, raw.pop("samples_file"))
         record = None if newer else Record(**raw)
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (OSError, ValueError, TypeError, KeyError, lzma.LZMAError) as e:
         raise UserError(f"{path}: not a record ({e})") from e
     if record is None:
         raise UserError(f"{path}: record of schema {raw['schema_version']}, this version reads up to {SCHEMA_VERSION}")
@@ -211,7 +212,14 @@ def _samples_beside(path: Path, said: Mapping[str, Any]) -> dict[str, list[float
         raise UserError(f"{path}: its samples cannot be read: {beside} ({e.strerror}); put it back there") from e
     if hashlib.sha256(content).hexdigest() != said["sha256"]:
         raise UserError(f"{beside}: not the samples that {path.name} names (other SHA-256); put those back")
-    return json.loads(lzma.decompress(content))
+    unpacking = lzma.LZMADecompressor()
+    text = unpacking.decompress(content, MAX_SAMPLES_BYTES)
+    if not unpacking.eof:
+        raise ValueError(f"{beside.name} is cut, or holds over {MAX_SAMPLES_BYTES} bytes")
+    samples = json.loads(text)
+    if not isinstance(samples, dict) or not all(isinstance(values, list) for values in samples.values()):
+        raise ValueError(f"{beside.name} holds no samples by name")
+    return samples
 
 
 def _named_by_its_processor(record: Record) -> Record:

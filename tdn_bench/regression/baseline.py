@@ -38,9 +38,14 @@ class GatePlan:
 
     @classmethod
     def read(cls, held: Mapping[str, Any]) -> GatePlan:
-        """From a record, where it is JSON. Baselines of before there were threads took all."""
-        engines = tuple((engine, precision) for engine, precision in held["engines"])
-        return cls(**{"threads": 0, **held, "engines": engines})
+        """From a record, where it is JSON. Baselines of before there were threads took all. Raises KeyError, TypeError
+        or ValueError where that is no plan."""
+        engines = tuple((str(engine), str(precision)) for engine, precision in held["engines"])
+        plan = cls(**{"threads": 0, **held, "engines": engines})
+        counts = (plan.videos, plan.threads, plan.reference_version)
+        if any(type(count) is not int or count < 0 for count in counts) or not plan.videos:
+            raise ValueError(f"videos, threads and reference_version are {counts}")
+        return plan
 
     @classmethod
     def make(cls, config: Regress) -> GatePlan:
@@ -92,7 +97,12 @@ def read_baseline(path: Path) -> Record:
     record = read_record(path)
     if record.kind != "baseline":
         raise UserError(f"--baseline {path}: a record of kind {record.kind}, no baseline; `--update` makes one")
-    if GatePlan.read(record.details["held"]).reference_version != Reference.VERSION:
+    try:
+        plan = GatePlan.read(record.details["held"])
+    except (KeyError, TypeError, ValueError) as e:
+        why = f"does not say what it measured ({e}); remove it and make it anew with --update"
+        raise UserError(f"--baseline {path}: {why}") from e
+    if plan.reference_version != Reference.VERSION:
         raise UserError(f"--baseline {path}: of another reference network; remove it and make it anew by --update")
     return record
 

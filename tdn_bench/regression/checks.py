@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.ledger import WORK
 from tdn_bench.correctness.scores import load_scores
+from tdn_bench.errors import UserError
 from tdn_bench.measurement.statistics import Change, Rounds, change
 from tdn_bench.records import Record
 from tdn_bench.regression.accuracy import compare_scores
@@ -38,8 +39,14 @@ def stages(found: Interleaved) -> list[tuple[str, str]]:
 
 
 def rounds_of(record: Record, worker: str, figure: str) -> list[np.ndarray]:
-    """A baseline's samples of a figure, by round."""
-    return np.split(np.array(record.samples[f"{worker}_{figure}"]), np.cumsum(record.details["turns"])[:-1])
+    """A baseline's samples of a figure, by round. Raises UserError where they are not times, or not those of its
+    rounds."""
+    values = np.array(record.samples[f"{worker}_{figure}"], float)  # null: NaN
+    turns = record.details.get("turns", ())
+    if sum(turns) != len(values) or not (np.isfinite(values) & (values > 0)).all():
+        what = f"the baseline's times of {worker} {figure}"
+        raise UserError(f"{what} are damaged; remove it and make it anew with --update")
+    return np.split(values, np.cumsum(turns)[:-1])
 
 
 def disturbed(reference_ms: Sequence[Sequence[float] | np.ndarray]) -> list[int]:

@@ -1,5 +1,6 @@
 """Samples that lie compressed beside their record: nothing is lost, and nothing else is taken for them."""
 
+import hashlib
 import json
 import lzma
 import os
@@ -119,3 +120,23 @@ def test_it_runs_as_a_module(path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tdn_bench.records.compress", str(path)]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
     assert read_record(path).samples == SAMPLES
+
+
+WHOLE = lzma.compress(json.dumps(SAMPLES).encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no xz", WHOLE[:-20], lzma.compress(b"[1, 2]"), lzma.compress(b'{"a_ms": 3}'), lzma.compress(bytes(10**6))],
+    ids=["no xz", "cut", "a list", "a number", "huge"],
+)
+def test_samples_that_fit_their_checksum_and_are_none_are_refused(path, monkeypatch, content):
+    monkeypatch.setattr("tdn_bench.records.record.MAX_SAMPLES_BYTES", 10**5)
+    beside = compress_samples(path)
+    beside.write_bytes(content)
+    raw = json.loads(path.read_text())
+    raw["samples_file"]["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="not a record") as caught:
+        read_record(path)
+    assert "\n" not in str(caught.value)

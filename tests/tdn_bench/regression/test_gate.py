@@ -219,6 +219,31 @@ def test_what_cannot_run_is_one_line_and_status_2(gate, capsys, tmp_path, small_
     assert "not those of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw["details"].pop("held"),
+        lambda raw: raw["details"]["held"].pop("engines"),
+        lambda raw: raw["details"]["held"].update(engines=[["eager"]]),
+        lambda raw: raw["details"]["held"].update(videos="eight"),
+        lambda raw: raw["details"]["held"].update(of_a_newer_version=1),
+        lambda raw: raw["samples"]["train_train_ms"].pop(),  # rounds would be cut at the wrong places
+        lambda raw: raw["samples"]["train_train_ms"].__setitem__(0, None),  # NaN, as records write it
+        lambda raw: raw["samples"]["reference_reference_ms"].__setitem__(0, 0.0),
+    ],
+)
+def test_a_damaged_baseline_is_named_and_nothing_is_said(gate, capsys, damage):
+    gate.update()
+    raw = json.loads(gate.baseline.read_text())
+    damage(raw)
+    gate.baseline.write_text(json.dumps(raw))
+    capsys.readouterr()
+    assert gate.run() == 2
+    said = capsys.readouterr()
+    assert "remove it and make it anew with --update" in said.err
+    assert "no regression" not in said.out
+
+
 def test_outputs_say_the_same(gate, tmp_path, capsys):
     gate.update()
     gate.factors, gate.noise = {"train_ms": 1.2}, 0.012

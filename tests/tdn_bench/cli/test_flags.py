@@ -1,0 +1,51 @@
+"""What a checkpoint notes of itself is looked at before it is believed; a flag always outweighs it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tdn_bench.cli import NetworkFlags
+from tdn_bench.errors import UserError
+
+
+def with_notes(checkpoint: Path, path: Path, **notes: object) -> Path:
+    """The same weights with other notes."""
+    with safe_open(checkpoint, "pt") as file:
+        kept = file.metadata()
+    save_file(load_file(checkpoint), path, kept | {name: json.dumps(value) for name, value in notes.items()})
+    return path
+
+
+def test_notes_fill_what_no_flag_says(small_checkpoint: Path) -> None:
+    network = NetworkFlags(checkpoint=small_checkpoint).resolve()
+    assert (network.model, network.num_segments, network.size, network.crop_ratio) == ("tdn_resnet_small", 4, 64, 1.0)
+    network = NetworkFlags(checkpoint=small_checkpoint, size=96, crop_ratio=0.5).resolve()
+    assert (network.num_segments, network.size, network.crop_ratio) == (4, 96, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_segments", "eight"),
+        ("num_segments", 4.0),
+        ("num_segments", True),
+        ("num_segments", -4),
+        ("size", math.nan),
+        ("size", 10**12),
+        ("size", None),
+        ("crop_ratio", math.nan),
+        ("crop_ratio", "1"),
+        ("model", 7),
+    ],
+)
+def test_notes_that_cannot_be_are_named(small_checkpoint: Path, tmp_path: Path, name: str, value: object) -> None:
+    path = with_notes(small_checkpoint, tmp_path / "odd.safetensors", **{name: value})
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')}") as caught:
+        NetworkFlags(checkpoint=path).resolve()
+    assert "\n" not in str(caught.value)
+    right = {"num_segments": 4, "size": 64, "crop_ratio": 1.0, "model": "tdn_resnet_small"}[name]
+    assert getattr(NetworkFlags(checkpoint=path, **{name: right}).resolve(), name) == right
