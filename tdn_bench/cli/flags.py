@@ -32,7 +32,7 @@ else:
     Source = Literal[(*DATASET_NAMES, "lists")]
 
 
-MAX_SIZE = 4096  # pixels: more is a slip, or a checkpoint that is no friend
+MAX_SIZE = 4096  # pixels: more would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +265,7 @@ class NetworkFlags:
                 return given
             value = notes.get(name, default)
             if type(value) not in kinds:  # not isinstance: True is no number of segments
-                raise UserError(f"{self.checkpoint}: notes {name} as {value!r}; give the right one with {flag(name)}")
+                raise UserError(f"{self.checkpoint}: gives {name} as {value!r}; set the right value with {flag(name)}")
             return value
 
         model = first("model", "tdn_resnet50", str)
