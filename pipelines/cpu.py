@@ -1,17 +1,15 @@
 """The backend for machines without a GPU: PyAV decodes, FFmpeg's scaler resizes, one clip per thread.
 
-A clip is cheap because of what is left out: packets before the key frame that the next wanted frame needs, frames
-that no other refers to, everything after the last wanted frame, and the colours of pixels that the crop drops.
+A clip is cheap because of what is left out: see `pipelines.decoding`; and the colours of pixels that the crop drops.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,21 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.clip import ClipSpec
-from pipelines.errors import BadClip
+from pipelines.container import UnreadableVideo, open_video, reason
+from pipelines.decoding import decode_frames
+from pipelines.errors import BadClip, DataError
+from pipelines.frame_index import FrameIndex
 from pipelines.jpeg import frame_files, read_jpeg
 from pipelines.ledger import IDLE, OFF, Lane, Ledger
 from pipelines.picture import arrange, check_file, coded_crop, coded_size
 from pipelines.plan import ClipPlan
-from pipelines.scan import video_packets
-from pipelines.video import JPEG_FRAMES, Video
+from pipelines.scaling import Scaler
+from pipelines.video import JPEG_FRAMES
 
 if TYPE_CHECKING:
-    from av import Packet, VideoFrame
+    from av import VideoFrame
 
 
-# Decoders that, told to skip a frame that no other refers to, return all others bit for bit.
-SKIPS_EXACTLY = frozenset({"h264", "hevc"})
-
+READ_AHEAD_BYTES = 2**24  # of a larger file only what is wanted is read, and its reading is booked as demultiplexing
 
 _reading = threading.local()  # each thread's buffer
 
@@ -43,6 +42,8 @@ def read_ahead(path: str) -> None:
     if not hasattr(_reading, "buffer"):
         _reading.buffer = bytearray(2**18)
     with open(path, "rb", buffering=0) as f:
+        if os.fstat(f.fileno()).st_size > READ_AHEAD_BYTES:
+            return
         while f.readinto(_reading.buffer):
             pass
 
@@ -55,176 +56,22 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: 
     import av
 
     video = plan.video
-    wanted = plan.wanted
-    left = set(wanted.tolist())
-
-    def pass_on(index: int | None, frame: VideoFrame) -> None:
-        if index in left:
-            assert index is not None
-            lane.lap("decode")
-            if frame.is_corrupt:
-                raise BadClip(video.id, video.path, f"frame {index} is damaged")
-            take(index, frame)
-            left.discard(index)
-            lane.lap("augment")
-
     try:
+        index = FrameIndex.unpack(video.file.index)
         read_ahead(video.path)
         lane.lap("read")
-        with av.open(video.path, metadata_errors="replace") as container:
-            lane.lap("open")
-            if not container.streams.video or container.streams.video[0].codec_context is None:
-                raise BadClip(video.id, video.path, "holds no video that can be decoded")
-            stream = container.streams.video[0]
-            decode_strictly(stream)
-            packets = video_packets(container, stream)
-            times = [p.pts for p in packets if not p.is_discard]
-            lane.lap("demux")
-            _check_packets(packets, len(times), plan)
-            codec = stream.codec_context
-            # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from
-            # an AVI shows it by times that ascend in the file's order, though its decoder reorders frames.
-            guessed = container.format.name == "avi" or None in times or len(set(times)) < len(times)
-            if guessed or (codec.has_b_frames and len(times) == len(packets) and times == sorted(times)):
-                for number, frame in enumerate(_decode_all(packets, codec, wanted, video)):
-                    pass_on(number, frame)
-            else:
-                index: dict[Any, int] = {pts: i for i, pts in enumerate(sorted(times))}
-                is_wanted = [not p.is_discard and index[p.pts] in left for p in packets]
-                runs = needed_packets([p.pts for p in packets], [p.is_keyframe for p in packets], is_wanted)
-                with suppress(av.error.FFmpegError):  # what counts is the error of decoding the whole
-                    for frame in _decode_runs(packets, codec, runs, is_wanted):
-                        pass_on(index.get(frame.pts), frame)
-                if left:  # a key frame that is none, or damage: the whole tells
-                    for frame in _decode_runs(packets, codec, [list(range(len(packets)))], None):
-                        pass_on(index.get(frame.pts), frame)
+        for number, frame in decode_frames(video.path, index, plan.wanted, lane.lap):
             lane.lap("decode")
+            if frame.is_corrupt:
+                raise BadClip(video.id, video.path, f"frame {number} is damaged")
+            take(number, frame)
+            lane.lap("augment")
+    except BadClip:
+        raise
+    except (UnreadableVideo, DataError) as e:
+        raise BadClip(video.id, video.path, str(e)) from e
     except (av.error.FFmpegError, OSError) as e:
-        reason = str(getattr(e, "strerror", None) or e).splitlines()[0]
-        raise BadClip(video.id, video.path, f"cannot be decoded: {reason}") from e
-    if left:
-        raise BadClip(video.id, video.path, f"frame {min(left)} of {video.file.num_frames} cannot be decoded")
-
-
-def _check_packets(packets: Sequence[Packet], num_frames: int, plan: ClipPlan) -> None:
-    """Raise BadClip where the file holds another number of frames than at the scan, or a damaged packet."""
-    video = plan.video
-    if num_frames != video.file.num_frames:
-        raise BadClip(video.id, video.path, f"holds {num_frames} frames, {video.file.num_frames} at the scan")
-    if plan.wanted[-1] >= num_frames:
-        raise BadClip(video.id, video.path, f"holds no frame {plan.wanted[-1]}, only {num_frames}")
-    damaged = next((i for i, p in enumerate(packets) if p.is_corrupt), None)
-    if damaged is not None:  # MJPEG passes on half a picture unmarked
-        raise BadClip(video.id, video.path, f"packet {damaged} is damaged")
-
-
-def decode_strictly(stream: Any) -> None:
-    """Set a stream to be decoded in this thread alone, and to raise what FFmpeg else patches: it marks the patched
-    picture, but not those that refer to it."""
-    stream.codec_context.thread_type = "NONE"  # clips run in parallel, frames of one do not
-    stream.codec_context.options = {"err_detect": "explode"}
-
-
-def _decode_runs(
-    packets: Sequence[Packet], codec: Any, runs: list[list[int]], is_wanted: Sequence[bool] | None
-) -> Iterator[VideoFrame]:
-    """Decode each run from a fresh start; with `is_wanted`, without other frames that none refers to."""
-    can_skip = is_wanted is not None and codec.name in SKIPS_EXACTLY
-    for run in runs:
-        codec.flush_buffers()
-        codec.skip_frame = "DEFAULT"
-        for i in run:
-            if can_skip:
-                codec.skip_frame = "DEFAULT" if is_wanted[i] else "NONREF"  # type: ignore[index]
-            yield from codec.decode(packets[i])
-        yield from codec.decode(None)
-
-
-def needed_packets(times: Sequence[Any], is_key: Sequence[bool], is_wanted: Sequence[bool]) -> list[list[int]]:
-    """Runs of packets to decode, each with a decoder that knows nothing of the run before; positions ascend.
-
-    `times[i]` is when packet i's frame is shown. A wanted frame needs the packets from the last key frame that stands
-    before it in the file and is shown no later; of these, not the frames that are shown before that key frame: they
-    lead it, and refer to frames of the group before (open groups of pictures).
-    """
-    last: dict[int | None, int] = {}  # of each key frame that is needed, the last packet that needs it
-    keys: list[int] = []
-    for i, wanted in enumerate(is_wanted):
-        if is_key[i]:
-            keys.append(i)
-        if wanted:
-            last[next((k for k in reversed(keys) if times[k] <= times[i]), None)] = i
-    runs: list[tuple[int, list[int]]] = []  # last packet, packets
-    for start, i in sorted(last.items(), key=lambda item: item[1]):
-        first = start if start is not None else 0
-        need = [j for j in range(first, i + 1) if start is None or times[j] >= times[start]]
-        while runs and first <= runs[-1][0]:
-            need = sorted({*runs.pop()[1], *need})
-        runs.append((i, need))
-    return [packets for _, packets in runs]
-
-
-def _decode_all(packets: Sequence[Packet], codec: Any, wanted: np.ndarray, video: Video) -> Iterator[VideoFrame]:
-    """Decode from the start until the last wanted frame is out. Raises BadClip where the decoder swallowed a frame:
-    those after it would carry a wrong number."""
-    fed = decoded = 0
-    while decoded <= wanted[-1] and fed < len(packets):
-        frames = codec.decode(packets[fed])
-        fed, decoded = fed + 1, decoded + len(frames)
-        yield from frames
-    frames = codec.decode(None)  # those that waited for their turn to be shown
-    decoded += len(frames)
-    if decoded != fed:
-        raise BadClip(video.id, video.path, f"{decoded} of its first {fed} frames can be decoded")
-    yield from frames
-
-
-class Scaler:
-    """Crops, resizes (bilinear, antialiased) and converts to RGB in one pass of FFmpeg's scaler.
-
-    Colours are converted after resizing: fewer pixels, and chroma is interpolated once, not twice.
-    """
-
-    def __init__(self, plan: ClipPlan, size: int, frame: VideoFrame) -> None:
-        import av
-
-        self._kind = (frame.width, frame.height, frame.format.name)
-        x, y, w, h = coded_crop(plan)
-        width, height = coded_size(plan, size)
-        whole = []
-        if any(at % 2 for at in (x, y, w, h)) and frame.format.chroma_width(2) < 2:
-            # Chroma of half the width or height can be cut at even places only; elsewhere it would be moved by a pixel.
-            left, top = x - x % 2, y - y % 2
-            even_w, even_h = (
-                min(size + size % 2, most)
-                for size, most in ((x + w - left, frame.width - left), (y + h - top, frame.height - top))
-            )
-            whole = [
-                ("crop", f"{even_w}:{even_h}:{left}:{top}:exact=1"),
-                ("scale", "flags=bilinear"),
-                ("format", "yuv444p"),
-            ]
-            x, y = x - left, y - top
-        self._graph = av.filter.Graph()
-        self._graph.threads = 1  # clips run in parallel
-        nodes = [
-            *whole,
-            ("crop", f"{w}:{h}:{x}:{y}:exact=1"),
-            ("scale", f"{width}:{height}:flags=bilinear+full_chroma_int"),  # without it 1 to 3 levels too dark
-            ("format", "rgb24"),
-            ("buffersink", None),
-        ]
-        source = self._graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
-        )
-        self._graph.link_nodes(source, *(self._graph.add(name, options) for name, options in nodes)).configure()
-
-    def __call__(self, frame: VideoFrame) -> np.ndarray | None:
-        """uint8 (H, W, C); None for a picture of another size or format than the first."""
-        if (frame.width, frame.height, frame.format.name) != self._kind:
-            return None
-        self._graph.push(frame)
-        return self._graph.pull().to_ndarray()
+        raise BadClip(video.id, video.path, f"cannot be decoded: {reason(e)}") from e
 
 
 def decode_clip(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
@@ -236,28 +83,31 @@ def decode_clip(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
 
 
 def _video_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
-    video = plan.video
-    wanted = plan.wanted
+    wanted, file = plan.wanted, plan.video.file
     place = {number: i for i, number in enumerate(wanted.tolist())}
-    width, height = coded_size(plan, spec.size)
+    width, height = size = coded_size(plan, spec.size)
     out = np.empty((len(wanted), height, width, 3), np.uint8)
-    scaler: Scaler | None = None
+    coded = (file.height, file.width) if file.rotation % 180 else (file.width, file.height)
+    scaler = Scaler(coded_crop(plan), size, coded)
 
     def take(number: int, frame: VideoFrame) -> None:
-        nonlocal scaler
-        upright = (frame.width, frame.height)[:: -1 if video.file.rotation % 180 else 1]
-        if upright != (video.file.width, video.file.height):
-            sizes = f"{upright[0]}×{upright[1]}, not {video.file.width}×{video.file.height}"
-            raise BadClip(video.id, video.path, f"frame {number} is {sizes}")
-        if scaler is None:
-            scaler = Scaler(plan, spec.size, frame)
-        picture = scaler(frame)
-        if picture is None:
-            raise BadClip(video.id, video.path, f"frame {number} is of another pixel format, {frame.format.name}")
-        out[place[number]] = picture
+        if (frame.width, frame.height) != coded:
+            _check_header(plan, number, frame, coded)
+        out[place[number]] = scaler(frame)
 
     decode_video(plan, take, lane)
     return torch.from_numpy(out)
+
+
+def _check_header(plan: ClipPlan, number: int, frame: VideoFrame, coded: tuple[int, int]) -> None:
+    """Raise BadClip for a frame of another size where the whole file is of that size, and so not the scanned one: else
+    a picture that changes its size is scaled, as players do."""
+    video = plan.video
+    with open_video(video.path) as (_, stream):
+        header = stream.codec_context.width, stream.codec_context.height
+    if header == (frame.width, frame.height):
+        sizes = f"{frame.width}×{frame.height}, not {coded[0]}×{coded[1]}"
+        raise BadClip(video.id, video.path, f"changed since the scan: frame {number} is {sizes}")
 
 
 def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:

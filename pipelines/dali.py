@@ -26,6 +26,7 @@ Item = tuple[ClipPlan, list[np.ndarray]]  # a plan and its file, or its JPEG fil
 Clip = Tensor | BadClip
 CPU_CODECS = frozenset({"vp8", "vp9", "libvpx", "libvpx-vp9", "mjpeg", JPEG_FRAMES})
 GPU_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "libdav1d", "mpeg4"}
+MATRICES = frozenset({"", "BT.601"})  # it knows no other, and takes all for these
 
 
 class DaliDecoder:
@@ -74,6 +75,9 @@ class DaliDecoder:
         if video.file.codec not in self._codecs:
             hint = "use --backend pyav" if self._where == "gpu" else "use --backend pyav, or DALI on a GPU"
             return BadClip(video.id, video.path, f"DALI cannot decode {video.file.codec} on the {self._where}; {hint}")
+        if video.file.oddity or video.file.matrix not in MATRICES:
+            what = video.file.oddity or f"colours of {video.file.matrix}"
+            return BadClip(video.id, video.path, f"DALI would get it wrong ({what}); use --backend pyav")
         try:
             check_file(plan, self.verify)
             if _is_folder(plan):

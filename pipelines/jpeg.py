@@ -9,7 +9,8 @@ import re
 def frame_files(folder: str) -> list[str]:
     """The folder's *.jpg and *.jpeg, in the order of the number in their names. Raises OSError."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith((".jpg", ".jpeg")) and not e.name.startswith(".")]
+        named = [e for e in entries if e.name.lower().endswith((".jpg", ".jpeg")) and not e.name.startswith(".")]
+        names = [e.name for e in named if e.is_file()]  # a pipe would be waited for
     return [os.path.join(folder, name) for name in sorted(names, key=lambda n: (frame_number(n), n))]
 
 

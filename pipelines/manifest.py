@@ -28,12 +28,11 @@ from pipelines.processes import cores, map_in_processes
 from pipelines.scan import as_video as as_video
 from pipelines.scan import checksum as checksum
 from pipelines.scan import file_stat, scan_file
-from pipelines.scan import video_packets as video_packets
 from pipelines.video import JPEG_FRAMES as JPEG_FRAMES
 from pipelines.video import OK as OK
 from pipelines.video import Sample, Video, VideoFile
 
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 
 _CATEGORY = pa.dictionary(pa.int32(), pa.utf8())
 _SCHEMA = pa.schema(
@@ -49,10 +48,14 @@ _SCHEMA = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
         "rotation": pa.int16(),
+        "mirrored": pa.bool_(),
+        "matrix": _CATEGORY,
         "fps": pa.float64(),
         "num_frames": pa.int32(),
         "keyframe_spacing": pa.int32(),
         "variable_rate": pa.bool_(),
+        "index": pa.utf8(),  # where the frames are: pipelines.frame_index
+        "oddity": _CATEGORY,
         "status": _CATEGORY,
     }
 )

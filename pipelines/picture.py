@@ -11,10 +11,9 @@ from torch import Tensor
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
 from pipelines.plan import ClipPlan
+from pipelines.scaling import Box
 from pipelines.scan import checksum
 from pipelines.video import JPEG_FRAMES
-
-Box = tuple[int, int, int, int]  # x, y, width, height
 
 
 def check_file(plan: ClipPlan, verify: bool) -> None:
@@ -31,15 +30,18 @@ def check_file(plan: ClipPlan, verify: bool) -> None:
 
 
 def coded_crop(plan: ClipPlan) -> Box:
-    """The plan's crop in the picture as it is coded, before `rotation` sets it upright."""
+    """The plan's crop in the picture as it is coded, before it is mirrored and turned upright."""
     x, y, w, h = plan.crop
     file = plan.video.file
-    return {
+    x, y, w, h = {
         0: (x, y, w, h),
         90: (file.height - y - h, x, h, w),
         180: (file.width - x - w, file.height - y - h, w, h),
         270: (y, file.width - x - w, h, w),
     }[file.rotation]
+    if file.mirrored:
+        x = (file.height if file.rotation % 180 else file.width) - x - w
+    return x, y, w, h
 
 
 def coded_size(plan: ClipPlan, size: int) -> tuple[int, int]:
@@ -51,6 +53,8 @@ def coded_size(plan: ClipPlan, size: int) -> tuple[int, int]:
 def arrange(pictures: Tensor, plan: ClipPlan, spec: ClipSpec) -> Tensor:
     """Set the resized pictures of the plan's distinct frames, uint8 (F, H, W, C) in ascending order, upright, flip
     them, and gather the views: uint8 (views·T, L, size, size, C), clip by clip, crop by crop."""
+    if plan.video.file.mirrored:
+        pictures = pictures.flip(2)
     if plan.video.file.rotation:
         pictures = pictures.rot90(plan.video.file.rotation // 90, (1, 2))
     if plan.flip:

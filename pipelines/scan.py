@@ -1,6 +1,7 @@
 """One look at one file, or folder of frames: what is in it, and whether it is sound.
 
-Frames are counted by the packets that carry one; headers and duration × fps are wrong on cut or variable-rate files.
+What a video holds is found out by `pipelines.reading`: headers and duration × fps are wrong on cut or variable-rate
+files, and containers err about key frames and packets, too.
 """
 
 from __future__ import annotations
@@ -9,22 +10,36 @@ import hashlib
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.container import UnreadableVideo, check_regular, open_video, reason
 from pipelines.jpeg import frame_files, frame_number, header_size
+from pipelines.reading import Level, Packets, announced_duration_s, find_frames
 from pipelines.sampling import FRAMES_PER_SEGMENT
+from pipelines.scaling import Scaler
 from pipelines.video import JPEG_FRAMES, OK, Sample, Video, VideoFile
 
+if TYPE_CHECKING:
+    from av import VideoFrame
+
 TRUNCATED_SHARE = 0.9  # less of the announced duration than this is a cut file, not a rounding of its header
+SLANT = 0.0175  # the tangent of 1°: FFmpeg's own tolerance
+# Of H.273, by its numbers; 2 is "not said".
+_MATRICES = {1: "BT.709", 2: "", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020", 10: "BT.2020"}
 
 
-def scan_file(path: str) -> VideoFile:
-    """Look at one file or folder of frames: size, checksum, codec, picture, rate, true number of frames, soundness."""
+def scan_file(path: str, level: Level = "sample") -> VideoFile:
+    """Look at one file or folder of frames: size, checksum, codec, picture, rate, true number of frames, soundness.
+    `level` says how much is decoded, see `pipelines.reading.find_frames`."""
     try:
+        if not os.path.isdir(path):
+            check_regular(path)
         size, mtime_ns = file_stat(path)
         sha256 = checksum(path)
+    except UnreadableVideo as e:
+        return VideoFile(status=str(e))
     except OSError as e:
         return VideoFile(status=f"cannot be read: {e.strerror}" if os.path.exists(path) else "no such file")
     facts: dict[str, Any] = {"bytes": size, "mtime_ns": mtime_ns, "sha256": sha256}
@@ -32,7 +47,7 @@ def scan_file(path: str) -> VideoFile:
         return _scan_frames(path, facts)
     if size == 0:
         return VideoFile(**facts, status="empty file")
-    return _scan_video(path, facts)
+    return _scan_video(path, facts, level)
 
 
 def as_video(path: Path, id: str | None = None, label: int = 0, split: str = "validation") -> Video:
@@ -86,55 +101,69 @@ def _scan_frames(path: str, facts: dict[str, Any]) -> VideoFile:
     return VideoFile(**facts, status=_too_short(len(files)) or OK)
 
 
-def _scan_video(path: str, facts: dict[str, Any]) -> VideoFile:
+def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
     import av
 
     try:
-        # metadata_errors: some HMDB51 files hold tags that are not UTF-8
-        with av.open(path, metadata_errors="replace") as container:
-            if not container.streams.video:
-                kinds = {s.type for s in container.streams}
-                return VideoFile(**facts, status="audio only" if "audio" in kinds else "holds no video stream")
-            stream = container.streams.video[0]
+        with open_video(path) as (container, stream):
             codec = stream.codec_context
-            if codec is None:
-                return VideoFile(**facts, status="not a readable video: unknown codec")
-            codec.thread_type = "NONE"
             facts |= {"codec": codec.name, "width": codec.width, "height": codec.height}
             facts["fps"] = float(stream.average_rate or stream.guessed_rate or 0)
-            announced_s = _announced_duration_s(container, stream)
-            packets = video_packets(container, stream)
-            shown = [p for p in packets if not p.is_discard]
-            facts["num_frames"] = len(shown)
-            keys = [i for i, p in enumerate(packets) if p.is_keyframe]
-            facts["keyframe_spacing"] = max(np.diff([*keys, len(packets)]).tolist(), default=0)
-            times = sorted(p.pts for p in shown if p.pts is not None)
-            facts["variable_rate"] = container.format.name != "avi" and _uneven(times, float(stream.time_base or 0))
-            ends = (float((p.pts + (p.duration or 0)) * p.time_base) for p in shown if p.pts is not None)
-            last_s = max(ends, default=0.0)
-            status = _judge(len(shown), last_s, announced_s, facts)
-            if status == OK:
-                status = _cut_short(path, facts["bytes"], container.format.name) or _damaged(packets) or OK
-            if status == OK and container.format.name.startswith(("mov", "matroska")):
-                facts["rotation"] = _rotation(packets)
-                if facts["rotation"] % 180:
-                    facts["width"], facts["height"] = facts["height"], facts["width"]
+            packets = Packets.of(container, stream)
+            status = _judge(packets, announced_duration_s(container, stream), facts)
+            status = status or _cut_short(path, facts["bytes"], container.format.name) or _damaged(packets)
+            facts["num_frames"] = packets.hidden.count(False)
+            if status is not None:
+                return VideoFile(**facts, status=status)
+            frames = find_frames(path, container, stream, packets, level)
+            tick_s, known = float(stream.time_base or 0), frames.index.times
+            timed = container.format.name != "avi"  # there FFmpeg makes times up
+            times = np.sort([pts for pts in packets.shown if pts is not None]) if known is None and timed else known
+            facts |= {"num_frames": frames.count, "index": frames.index.pack(), "oddity": frames.oddity}
+            facts["variable_rate"] = times is not None and _uneven(times, tick_s)
+            facts["keyframe_spacing"] = int(np.diff([*frames.index.restarts[:, 2], len(packets)]).max())
+            if not frames.index.one_each and times is not None and len(times) > 1:  # else it is the packets'
+                facts["fps"] = round((len(times) - 1) / (float(times[-1] - times[0]) * tick_s), 6)
+            return VideoFile(**facts | _look(frames.first), status=_too_short(frames.count) or OK)
+    except UnreadableVideo as e:
+        return VideoFile(**facts, status=str(e))
     except (av.error.FFmpegError, OSError, ValueError) as e:
-        return VideoFile(**facts, status=f"not a readable video: {_reason(e)}")
-    return VideoFile(**facts, status=status)
+        return VideoFile(**facts, status=f"not a readable video: {reason(e)}")
 
 
-def video_packets(container, stream) -> list:  # type: ignore[no-untyped-def]  # av is imported lazily
-    """The packets of `stream` that hold a frame, in the file's order: not the single bytes by which DivX marks a
-    dropped one (HMDB51). Those marked is_discard are decoded, but an edit list keeps their frames from being shown."""
+def _look(frame: VideoFrame) -> dict[str, Any]:
+    """The facts of a file that its first frame tells: size, position and colours. Raises UnreadableVideo for colours
+    that cannot be made RGB."""
     import av
 
-    av.logging.set_libav_level(av.logging.FATAL)  # what is wrong is raised; a thousand lines on stderr help nobody
-    filler = 1 if stream.codec_context.name == "mpeg4" else 0
-    return [p for p in container.demux(stream) if p.size > filler]
+    coded = frame.width, frame.height
+    try:
+        Scaler((0, 0, *coded), (8, 8), coded)(frame)
+    except (av.error.FFmpegError, ValueError) as e:
+        raise UnreadableVideo(
+            f"its colours cannot be made RGB ({_MATRICES.get(frame.colorspace, frame.colorspace)})"
+        ) from e
+    mirrored, rotation = _orientation(frame.side_data.get("DISPLAYMATRIX"))
+    width, height = coded[::-1] if rotation % 180 else coded
+    matrix = "RGB" if frame.format.is_rgb else _MATRICES.get(frame.colorspace, f"matrix {frame.colorspace}")
+    return {"width": width, "height": height, "rotation": rotation, "mirrored": mirrored, "matrix": matrix}
 
 
-def _uneven(times: list[int], tick_s: float) -> bool:
+def _orientation(matrix: Any) -> tuple[bool, int]:
+    """(mirrored, degrees counter-clockwise) that set a picture with the display matrix `matrix` upright: first swap
+    left and right, then turn. A slanted picture, or one whose matrix is all zeros, is left as it is."""
+    if matrix is None:
+        return False, 0
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (ax + cy, bx + dy)
+    if max(abs(b), abs(c)) < SLANT * min(abs(a), abs(d)):
+        return (a < 0) != (d < 0), 0 if d > 0 else 180
+    if max(abs(a), abs(d)) < SLANT * min(abs(b), abs(c)):
+        mirrored = (b < 0) == (c < 0)
+        return mirrored, 90 if (b > 0) == mirrored else 270
+    return False, 0
+
+
+def _uneven(times: np.ndarray, tick_s: float) -> bool:
     """True where frames do not come at one rate: distances that rounding to the time base does not explain."""
     if len(times) < 3:
         return False
@@ -142,31 +171,10 @@ def _uneven(times: list[int], tick_s: float) -> bool:
     return bool(np.abs(gaps - np.median(gaps)).max() > 2 * tick_s + 0.1 * np.median(gaps))
 
 
-def _rotation(packets) -> int:  # type: ignore[no-untyped-def]
-    """Degrees counter-clockwise that set the picture upright, as the first frame says."""
-    for packet in packets:
-        for frame in packet.decode():
-            turn = 90 * round(frame.rotation / 90)
-            # FFmpeg's own tolerance; a slanted picture, or one whose matrix is all zeros, is left as it is
-            return turn % 360 if abs(frame.rotation - turn) <= 1 else 0
-    return 0
-
-
-def _announced_duration_s(container, stream) -> float:  # type: ignore[no-untyped-def]
-    """Seconds that the file's header promises for the video stream; 0 where it does not say."""
-    if container.format.name == "avi":  # FFmpeg shrinks the duration of a cut AVI, not its number of frames
-        return float(stream.frames * stream.time_base)
-    if stream.duration is not None:
-        return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
-        return container.duration / 1e6
-    return 0.0
-
-
-def _damaged(packets) -> str | None:  # type: ignore[no-untyped-def]
+def _damaged(packets: Packets) -> str | None:
     """What the loader would refuse the file for, whatever frames a clip wants: the demuxer marks packets that are not
     whole. The last one is where a file was cut whose header stands at its front."""
-    at = next((i for i, packet in enumerate(packets) if packet.is_corrupt), None)
+    at = packets.damaged
     if at is None:
         return None
     return f"packet {at} is damaged" if at + 1 < len(packets) else f"truncated: packet {at}, the last, is not whole"
@@ -194,19 +202,15 @@ def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
     return (value if value < most else 0), at + width
 
 
-def _judge(num_frames: int, last_s: float, announced_s: float, facts: dict[str, Any]) -> str:
+def _judge(packets: Packets, announced_s: float, facts: dict[str, Any]) -> str | None:
+    num_frames = packets.hidden.count(False)
     if not facts["width"] or not facts["height"]:
         return "not a readable video: picture size unknown"
-    if (last_s > 0 or not num_frames) and last_s < TRUNCATED_SHARE * announced_s:
-        return f"truncated: {last_s:.2f} s of {announced_s:.2f} s are there"
-    return _too_short(num_frames) or OK
+    if (packets.end_s > 0 or not num_frames) and packets.end_s < TRUNCATED_SHARE * announced_s:
+        return f"truncated: {packets.end_s:.2f} s of {announced_s:.2f} s are there"
+    return _too_short(num_frames)
 
 
 def _too_short(num_frames: int) -> str | None:
     short = num_frames < FRAMES_PER_SEGMENT
     return f"{num_frames} frames, fewer than a segment's {FRAMES_PER_SEGMENT}" if short else None
-
-
-def _reason(error: BaseException) -> str:
-    """FFmpeg's own words, without the file name that PyAV adds."""
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]

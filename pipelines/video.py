@@ -28,8 +28,11 @@ class Sample:
 class VideoFile:
     """What the scan found in one file, or folder of frames.
 
-    `width` and `height` are those of the upright picture, `rotation` the degrees counter-clockwise that make it so.
-    `keyframe_spacing` is the longest run of frames from one key frame to the next. `status` is "ok" or, in a few
+    `width` and `height` are those of the upright picture. The coded one becomes upright when its left and right are
+    swapped (`mirrored`), and then by a turn of `rotation` degrees counter-clockwise. `num_frames` are those that a
+    decoder returns; `index` says where they are, see `pipelines.frame_index`. `keyframe_spacing` is the longest run of
+    frames from one key frame to the next. `matrix` is the one from YUV to RGB, "" where the file names none. `oddity`
+    says, in a few words, what would mislead a decoder that takes a file at its word. `status` is "ok" or, in a few
     words, why the file cannot be used.
     """
 
@@ -40,10 +43,14 @@ class VideoFile:
     width: int = 0
     height: int = 0
     rotation: int = 0
+    mirrored: bool = False
+    matrix: str = ""
     fps: float = 0.0
     num_frames: int = 0
     keyframe_spacing: int = 0
     variable_rate: bool = False
+    index: str = ""
+    oddity: str = ""
     status: str = OK
 
 

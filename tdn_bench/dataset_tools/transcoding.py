@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.cpu import decode_strictly
+from pipelines.container import UnreadableVideo, open_video, reason, video_packets
+from pipelines.decoding import decode_frames
 from pipelines.errors import DataError
-from pipelines.manifest import OK, VideoFile, scan_file, video_packets
+from pipelines.frame_index import FrameIndex
+from pipelines.manifest import OK, VideoFile, scan_file
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
 from tdn_bench.dataset_tools.quality import Quality
 from tdn_bench.errors import UserError
@@ -61,7 +63,7 @@ def transcode_file(source: str, target: Path, encoding: Encoding, *, psnr: bool 
     codec = CODECS[encoding.codec]
     if codec.encoder not in av.codecs_available:
         raise UserError(f"--codec {encoding.codec}: this FFmpeg has no encoder {codec.encoder}; choose another codec")
-    ticks, time_base = _frame_ticks(source)
+    ticks, time_base = _frame_ticks(source, file)
     options = {"fflags": "+bitexact"}  # else the muxer writes random identifiers
     if codec.muxer == "mp4":  # it counts the time before the first frame in these units
         options["movie_timescale"] = str(time_base.denominator)
@@ -103,8 +105,10 @@ def _encode(
     from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
     codec, scaler = stream.codec_context, VideoReformatter()
+    width = height = 0
     for tick, frame in frames:
-        width, height = encoding.size(frame.width, frame.height)
+        if not width:  # later frames of another size are scaled to the first one's, as players do
+            width, height = encoding.size(frame.width, frame.height)
         scaled = scaler.reformat(
             frame,
             width,
@@ -138,53 +142,41 @@ def _write(output: OutputContainer, stream: VideoStream, picture: VideoFrame | N
         quality.received(None)
 
 
-def _frame_ticks(source: str) -> tuple[list[int], Fraction]:
+def _frame_ticks(source: str, file: VideoFile) -> tuple[list[int], Fraction]:
     """The times of the frames in the order shown, rising, from 0 or later, and the seconds of their unit.
 
-    They are the packets' times in order: AVI knows no other than that of decoding, so frames would carry them mixed.
+    Where frames have none of their own (AVI), they are the packets' times in order.
     """
-    import av
-
-    with av.open(source, metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        packets = (p for p in video_packets(container, stream) if not p.is_discard)
-        stamps = [p.dts if p.pts is None else p.pts for p in packets]
+    times = FrameIndex.unpack(file.index).times
+    with open_video(source) as (container, stream):
         time_base = stream.time_base
-    known = sorted(stamp for stamp in stamps if stamp is not None)
-    if len(known) < len(stamps) or time_base is None:
+        if times is None:
+            packets = (p for p in video_packets(container, stream) if not p.is_discard)
+            stamps = [p.dts if p.pts is None else p.pts for p in packets]
+            times = np.array(sorted(stamp for stamp in stamps if stamp is not None))
+    if len(times) != file.num_frames or time_base is None:
         raise DataError(f"{source}: has frames without a time")
     ticks: list[int] = []
-    for stamp in known:
-        ticks.append(max(stamp - min(known[0], 0), ticks[-1] + 1 if ticks else 0))
+    for stamp in times.tolist():
+        ticks.append(max(stamp - min(int(times[0]), 0), ticks[-1] + 1 if ticks else 0))
     return ticks, time_base
 
 
 def _frames(source: str, file: VideoFile) -> Iterator[VideoFrame]:
-    """All frames in the order shown. Raises DataError unless they are sound, of one size, and as many as scanned."""
+    """All frames in the order shown. Raises DataError unless they are sound, and as many as scanned."""
     import av
 
-    index, size = 0, None
+    index, count = FrameIndex.unpack(file.index).from_start(), 0
     try:
-        with av.open(source, metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            decode_strictly(stream)  # damage that is patched here would be good pictures for ever
-            for packet in container.demux(stream):
-                for frame in packet.decode():
-                    size = size or (frame.width, frame.height)
-                    if frame.is_corrupt or packet.is_corrupt:
-                        raise DataError(f"{source}: frame {index} is damaged")
-                    if (frame.width, frame.height) != size:
-                        raise DataError(
-                            f"{source}: frame {index} is {frame.width}×{frame.height}, not {size[0]}×{size[1]}"
-                        )
-                    if index == file.num_frames:
-                        raise DataError(f"{source}: holds more frames than the {index} that its packets announce")
-                    yield frame
-                    index += 1
+        for number, frame in decode_frames(source, index, np.arange(file.num_frames)):
+            if frame.is_corrupt or number != count:
+                raise DataError(f"{source}: frame {count} is damaged")
+            yield frame
+            count += 1
+    except UnreadableVideo as e:
+        raise DataError(f"{source}: {e}") from e
     except (av.error.FFmpegError, OSError) as e:
-        raise DataError(f"{source}: cannot be decoded after {index} frames: {e.strerror}") from e
-    if index < file.num_frames:
-        raise DataError(f"{source}: ends after {index} of {file.num_frames} frames")
+        raise DataError(f"{source}: cannot be decoded after {count} frames: {reason(e)}") from e
 
 
 def _upright(picture: VideoFrame, frame: VideoFrame) -> VideoFrame:
@@ -209,11 +201,8 @@ def _upright(picture: VideoFrame, frame: VideoFrame) -> VideoFrame:
 
 def _verify(source: str, written: Path, times_s: list[Fraction]) -> None:
     """Raise DataError unless a file holds exactly the frames written to it, at their times."""
-    import av
-
-    with av.open(str(written)) as container:
-        packets = video_packets(container, container.streams.video[0])
-        found = sorted((p.pts or 0) * p.time_base for p in packets)
+    with open_video(str(written)) as (container, stream):
+        found = sorted((p.pts or 0) * p.time_base for p in video_packets(container, stream))
     if len(found) != len(times_s):
         raise DataError(f"{source}: {len(found)} of {len(times_s)} frames survive in the output")
     # WebM counts milliseconds, MP4 keeps times exactly.

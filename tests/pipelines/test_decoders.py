@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.videos import flat_frames, numbered_frames, read_numbers, stretched_frames, write_video
+from support.videos import numbered_frames, read_numbers, stretched_frames, write_video
 
 from pipelines.annotations import read_something_something
 from pipelines.clip import ClipSpec
@@ -20,7 +20,7 @@ from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import build_manifest
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.scan import as_video
-from pipelines.video import Video, VideoFile
+from pipelines.video import Video
 
 COUNT = 40
 SPEC = ClipSpec(num_segments=4, size=64)
@@ -198,7 +198,7 @@ def change_size(path: Path) -> None:
             encoder.width = encoder.height = size
             encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 12)
             encoder.options = {"deadline": "realtime", "cpu-used": "8"}
-            frames = [av.VideoFrame.from_ndarray(f, format="rgb24") for f in flat_frames(6, 100, size)]
+            frames = [av.VideoFrame.from_ndarray(f, format="rgb24") for f in numbered_frames(6, size, size, start)]
             for at, frame in enumerate([*frames, None]):
                 if frame is not None:
                     frame.pts, frame.time_base = start + at, Fraction(1, 12)
@@ -253,13 +253,18 @@ def test_a_changed_byte_is_found_by_the_checksum(backend: str, tmp_path: Path) -
     assert bad.reason == "changed since the scan: another sha256"
 
 
-def test_pyav_refuses_a_picture_size_that_changes_midway(tmp_path: Path) -> None:
-    change_size(tmp_path / "a.webm")  # DALI does not notice
+def test_a_picture_that_changes_its_size_is_scaled_to_the_first_size(tmp_path: Path) -> None:
+    """As players show it; DALI would hand out tiled pictures, and must refuse."""
+    change_size(tmp_path / "a.webm")
     video = as_video(tmp_path / "a.webm")
-    assert (video.file.num_frames, video.file.width) == (12, 64)
-    bad = decode_one(create_decoder("pyav", SPEC, torch.device("cpu"), 1), make_plan(video))
+    assert (video.file.num_frames, video.file.width, video.file.oddity) == (12, 64, "pictures of several sizes")
+    plan = make_plan(video)
+    clip = decode_one(create_decoder("pyav", SPEC, torch.device("cpu"), 1), plan)
+    assert isinstance(clip, np.ndarray)
+    assert read_numbers(clip.reshape(-1, *clip.shape[-3:])) == plan.frames.ravel().tolist()
+    bad = decode_one(create_decoder("dali", SPEC, torch.device("cpu"), 1), plan)
     assert isinstance(bad, BadClip)
-    assert bad.reason == "frame 6 is 32×32, not 64×64"
+    assert bad.reason == "DALI would get it wrong (pictures of several sizes); use --backend pyav"
 
 
 def test_pyav_refuses_damaged_frames(tmp_path: Path) -> None:
@@ -284,11 +289,12 @@ def test_pyav_refuses_files_without_a_known_video_stream(tmp_path: Path) -> None
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(16000))
     decoder = create_decoder("pyav", SPEC, torch.device("cpu"), 1)
-    row = VideoFile(codec="mpeg4", width=64, height=64, num_frames=12)
-    for now in (path, sound):
+    row = as_video(write_video(tmp_path / "b.avi", numbered_frames(12, 64, 64), "mpeg4")).file
+    row = dataclasses.replace(row, sha256="")
+    for now, reason in ((path, "not a readable video: unknown codec"), (sound, "audio only")):
         bad = decode_one(decoder, make_plan(dataclasses.replace(as_video(now), file=row)))
         assert isinstance(bad, BadClip)
-        assert bad.reason == "holds no video that can be decoded"
+        assert bad.reason == reason
     decoder.close()
 
 

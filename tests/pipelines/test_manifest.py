@@ -433,10 +433,14 @@ rows = st.lists(
             st.integers(0, 9999),
             st.integers(0, 9999),
             st.sampled_from([0, 90, 180, 270]),
+            st.booleans(),
+            st.sampled_from(["", "BT.709"]),
             st.floats(0, 120),
             st.integers(0, 10**6),
             st.integers(0, 999),
             st.booleans(),
+            st.sampled_from(["", "c$"]),
+            st.sampled_from(["", "2 video streams"]),
             st.sampled_from(["ok", "empty file", "truncated: ½"]),
         ),
     ),
@@ -477,7 +481,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes | None) -
     with pytest.raises(DataError, match="not a readable manifest"):
         Manifest.open(path)
     path.write_bytes(whole.replace(b"keyframe_spacing", b"keyframe_distanc"))
-    with pytest.raises(DataError, match="not a manifest of version 3; make it again with `tdn-bench prepare`"):
+    with pytest.raises(DataError, match="not a manifest of version 4; make it again with `tdn-bench prepare`"):
         Manifest.open(path)
 
 

@@ -12,10 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipelines.cpu import decode_video, needed_packets
+from pipelines.cpu import decode_video
 from pipelines.errors import BadClip
 from pipelines.ledger import Lane
 from pipelines.loader import Decoder, create_decoder
@@ -101,49 +99,6 @@ def test_skipping_changes_no_bit(clips: Clips, name: str) -> None:
         plan = ClipPlan(video, wanted, (0, 0, clip.width, clip.height), False, 0)
         decode_video(plan, lambda n, frame, found=found: found.__setitem__(n, planes(frame)), Lane())
         assert found == {n: whole[n] for n in wanted.ravel().tolist()}
-
-
-@st.composite
-def streams(draw: st.DrawFn) -> list[tuple[int, bool, set[int]]]:
-    """Packets in a file's order: when its frame is shown, whether it is a key frame, which packets it refers to."""
-    packets: list[tuple[int, bool, set[int]]] = []
-    time, anchor = 0, None
-    for _ in range(draw(st.integers(1, 5))):
-        leading = 0 if anchor is None else draw(st.integers(0, 3))
-        before, anchor = anchor, len(packets)
-        packets.append((time + leading, True, set()))
-        for i in range(leading):  # shown before their key frame, refer to it and to the group before
-            packets.append((time + i, False, {before, anchor}))
-        time += leading + 1
-        for _ in range(draw(st.integers(0, 4))):
-            between, pyramid = draw(st.integers(0, 3)), draw(st.booleans())
-            before, anchor = anchor, len(packets)
-            packets.append((time + between, False, {before}))
-            for i in range(between):
-                packets.append((time + i, False, {before, anchor, *([anchor + 1] if pyramid and i else [])}))
-            time += between + 1
-    return packets
-
-
-@given(streams(), st.data())
-def test_needed_packets_hold_all_that_wanted_frames_refer_to(
-    packets: list[tuple[int, bool, set[int]]], data: st.DataObject
-) -> None:
-    wanted = data.draw(st.sets(st.integers(0, len(packets) - 1), min_size=1))
-    times, is_key, refers = zip(*packets, strict=True)
-    runs = needed_packets(times, is_key, [i in wanted for i in range(len(packets))])
-    decoded: list[int] = []
-    for run in runs:
-        assert run == sorted(set(run))
-        assert is_key[run[0]]
-        assert run[-1] in wanted
-        held: set[int] = set()  # by a decoder that knows nothing of the run before
-        for i in run:
-            assert refers[i] <= held or i not in wanted
-            held |= {i} if refers[i] <= held else set()
-        decoded += run
-    assert wanted <= set(decoded)
-    assert sum(i in wanted for i in decoded) == len(wanted)  # none twice
 
 
 def copy_streams(source: Path, target: Path) -> Path:

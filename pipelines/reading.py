@@ -1,0 +1,268 @@
+"""One reading of a video file: what its container says, and as much decoding as it takes to know whether that is true.
+
+Containers err: they flag frames as key frames that are none, hold two packets for one frame or a packet for none, and
+begin in the middle of a group of pictures. Decoders mostly make some picture of what follows, and say nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pipelines.container import CUT_FROM_BYTES, UnreadableVideo, open_video, reason, video_packets
+from pipelines.decoding import FrameReader, Missed
+from pipelines.frame_index import FrameIndex, Restart
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame, VideoStream
+    from av.container import InputContainer
+
+Level = Literal["sample", "all"]
+SAMPLE = 3  # frames that are decoded at the start and behind a key frame
+NEAR_START = 16  # packets: a key frame so near is compared with what decoding from the start gives
+FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
+_VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
+
+
+@dataclass
+class Packets:
+    """What the container says of its packets, in the file's order."""
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    hidden: list[bool] = field(default_factory=list)  # decoded, but not shown: an edit list says so
+    keys: list[int] = field(default_factory=list)
+    damaged: int | None = None
+    end_s: float = 0.0  # when the last frame's time is over
+    missing: int = 0  # MPEG-4: packets that hold no frame, less the second frames of others
+    in_file_order: bool = True  # MPEG-4: no frame is stored before one that is shown earlier
+
+    @classmethod
+    def of(cls, container: InputContainer, stream: VideoStream) -> Packets:
+        """Demultiplex the whole file, a packet at a time."""
+        packets = cls()
+        mpeg4 = stream.codec_context.name == "mpeg4"
+        for i, packet in enumerate(video_packets(container, stream)):
+            packets._add(i, packet)
+            if mpeg4:
+                packets._count_vops(packet)
+        return packets
+
+    def _add(self, i: int, packet: Packet) -> None:
+        pts = packet.pts
+        self.pts.append(pts)
+        self.dts.append(packet.dts)
+        self.hidden.append(packet.is_discard)
+        if packet.is_keyframe:
+            self.keys.append(i)
+        if packet.is_corrupt and self.damaged is None:
+            self.damaged = i
+        if pts is not None and not packet.is_discard:
+            self.end_s = max(self.end_s, float((pts + (packet.duration or 0)) * packet.time_base))
+
+    def _count_vops(self, packet: Packet) -> None:
+        data = bytes(packet)
+        first = data.find(_VOP)
+        if first < 0 or len(data) <= _EMPTY_VOP_BYTES:
+            self.missing += 1
+            return
+        second = data.find(_VOP, first + 4)
+        self.missing -= second >= 0
+        self.in_file_order &= second < 0 and data[first + 4] >> 6 != 2  # 2: a B-frame
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def shown(self) -> list[int | None]:
+        """Times of the packets whose frames are shown."""
+        return [pts for pts, hidden in zip(self.pts, self.hidden, strict=True) if not hidden]
+
+
+@dataclass
+class Decoded:
+    """What a decoder returned, frame by frame."""
+
+    sums: dict[int, int] = field(default_factory=dict)  # of a part of the picture, by frame number
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    first: VideoFrame | None = None
+
+    def take(self, reader: FrameReader, wanted: np.ndarray, *, whole: bool = True) -> None:
+        """Note the `wanted` frames. Raises Missed where one is not there, unless not the `whole` is looked for."""
+        for number, frame in reader.frames(wanted, skip=False):
+            self._add(number, frame)
+        if whole and len(self.sums) != len(wanted):
+            raise Missed
+
+    def agrees(self, reader: FrameReader, wanted: np.ndarray) -> bool:
+        """Whether a reader returns all `wanted` frames, and those that are known as they are known."""
+        other = Decoded()
+        other.take(reader, wanted)
+        self.sizes |= other.sizes
+        return all(self.sums.get(number, value) == value for number, value in other.sums.items())
+
+    def _add(self, number: int, frame: VideoFrame) -> None:
+        """Note a frame. Raises UnreadableVideo where the decoder says that it is damaged."""
+        if frame.is_corrupt:
+            raise UnreadableVideo(f"frame {number} is damaged")
+        if self.first is None:
+            self.first = frame
+        self.sizes.add((frame.width, frame.height))
+        plane = frame.planes[0]  # lines of it: what lies between them is anything
+        lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
+        self.sums[number] = zlib.crc32(lines[:, : frame.width].tobytes())
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A file's frames as a decoder returns them, and what is worth knowing of them."""
+
+    index: FrameIndex
+    count: int
+    first: VideoFrame
+    oddity: str
+
+
+def claimed_index(packets: Packets, container: InputContainer, stream: VideoStream) -> FrameIndex:
+    """Where the frames are if all is as the container says: one in each packet from the first key frame on."""
+    codec = stream.codec_context
+    start = packets.keys[0] if packets.keys else 0
+    known = [pts for pts in packets.pts if pts is not None]
+    # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from an AVI
+    # shows it by times that ascend in the file's order, though its decoder reorders frames.
+    avi = container.format.name == "avi"
+    guessed = avi or len(set(known)) < len(packets)
+    if guessed or (codec.has_b_frames and not any(packets.hidden) and known == sorted(known)):
+        ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
+        keys = packets.keys if ordered and packets.keys else [start]
+        number = np.cumsum([0, *(not hidden for hidden in packets.hidden)])
+        stamps = [packets.dts[i] or 0 for i in keys]
+        rows = [Restart(int(number[i] - number[start]), 0, i, t, t) for i, t in zip(keys, stamps, strict=True)]
+        return FrameIndex(None, np.array(rows, np.int64), one_each=True)
+    pts, shown = np.array(known), ~np.array(packets.hidden)
+    shown[:start] = False
+    if start:  # what leads the first key frame refers to frames that are not there
+        shown &= pts >= pts[start]
+    times = np.sort(pts[shown])
+    before = np.maximum.accumulate(pts)
+    after = np.minimum.accumulate(pts[::-1])[::-1]
+    by_dts = container.format.name in CUT_FROM_BYTES  # there FFmpeg seeks by the time of decoding
+    rows = []
+    for i in packets.keys or [0]:
+        if i > start and before[i - 1] > pts[i]:
+            continue  # shown before a frame that is stored before it: no fresh start
+        leading = int((shown[i:] & (pts[i:] < pts[i])).sum()) if after[i] < pts[i] else 0
+        dts = packets.dts[i]
+        seek = dts if by_dts and dts is not None else int(pts[i])
+        rows.append(Restart(int(np.searchsorted(times, pts[i])), leading, i, int(pts[i]), seek))
+    return FrameIndex(times, np.array(rows, np.int64), one_each=True)
+
+
+def find_frames(path: str, container: InputContainer, stream: VideoStream, packets: Packets, level: Level) -> Frames:
+    """Decode some of a file, or all, to learn which frames it holds and where decoding may start.
+
+    "sample" decodes the first frames, and some behind the last key frame; where these are not what the container says,
+    or the file is of a kind that is known to differ, it decodes all. "all" decodes every frame from the start, and
+    every group once more from its key frame. `container` has been read to its end. Raises UnreadableVideo, OSError and
+    av.error.FFmpegError for what cannot be decoded.
+    """
+    claimed = claimed_index(packets, container, stream)
+    num_streams = len(container.streams.video)
+    oddities = [f"{num_streams} video streams"] if num_streams > 1 else []
+    shown = packets.hidden.count(False)
+    index, count, found = claimed, shown if claimed.times is None else len(claimed.times), None
+    if level == "sample" and not _is_suspect(packets, index, container, stream):
+        found = _sample(container, stream, index, count)
+    if found is None:
+        index, found = _decode_all(path, claimed, count)
+        count = len(found.sums)
+    if not index.one_each or count != shown:
+        oddities.append("packets that are no frames")
+    if len(index.restarts) < len(claimed.restarts):
+        oddities.append("key frames that are none")
+    if len(found.sizes) > 1:
+        oddities.append("pictures of several sizes")
+    assert found.first is not None
+    return Frames(index, count, found.first, "; ".join(oddities))
+
+
+def _is_suspect(packets: Packets, index: FrameIndex, container: InputContainer, stream: VideoStream) -> bool:
+    """Whether a file is of a kind whose packets are often no frames."""
+    codec = stream.codec_context
+    return (
+        container.format.name in CUT_FROM_BYTES
+        or packets.missing != 0
+        or (codec.name in FIELD_CODED and codec.field_order > 1)
+        or bool(index.restarts[0, 1:3].any())  # starts in the middle of a group, or with frames that lead it
+        or (index.times is None and container.format.name != "avi")
+    )
+
+
+def _sample(container: InputContainer, stream: VideoStream, index: FrameIndex, count: int) -> Decoded | None:
+    """The first frames, and some behind the last key frame; None where they are not what the index says."""
+    import av
+
+    rows = len(index.restarts)
+    near = rows > 1 and index.restarts[1, 2] <= NEAR_START
+    head = np.arange(min(count, (int(index.restarts[1, 0]) if near else 0) + SAMPLE))
+    found = Decoded()
+    try:
+        found.take(FrameReader(container, stream, index.from_start(), rewound=False), head)
+        for row in {1, rows - 1} if near else {rows - 1} - {0}:
+            first = int(index.restarts[row, 0])
+            behind = np.arange(first, min(count, first + SAMPLE))
+            if not found.agrees(FrameReader(container, stream, index, rewound=False), behind):
+                return None
+    except (Missed, UnreadableVideo, av.error.FFmpegError):
+        return None
+    return found
+
+
+def _decode_all(path: str, claimed: FrameIndex, count: int) -> tuple[FrameIndex, Decoded]:
+    """The index of the frames that decoding from the start returns, with the key frames from which decoding gives the
+    same frames."""
+    import av
+
+    whole = FrameIndex(claimed.times, claimed.restarts[:1], one_each=False)
+    # Without times frames are counted, and a packet may hold two.
+    most = np.arange(count if claimed.times is not None else 2 * count + 1)
+    found = Decoded()
+    with open_video(path) as (container, stream):
+        try:
+            found.take(FrameReader(container, stream, whole), most, whole=False)
+        except av.error.FFmpegError as e:
+            raise UnreadableVideo(f"frame {len(found.sums)} cannot be decoded: {reason(e)}") from e
+    if not found.sums:
+        raise UnreadableVideo("no frame can be decoded")
+    if len(found.sums) < count or (claimed.times is None and len(found.sums) != count):
+        times = claimed.times
+        if times is not None:
+            times = times[np.array(sorted(found.sums))]
+            found.sums = dict(enumerate(found.sums[number] for number in sorted(found.sums)))
+        return FrameIndex(times, claimed.restarts[:1] * np.array([0, 1, 1, 1, 1]), one_each=False), found
+    holding = [0]
+    ends = [*claimed.restarts[1:, 0].tolist(), count]
+    for row in range(1, len(claimed.restarts)):
+        group = np.arange(claimed.restarts[row, 0], ends[row])
+        alone = FrameIndex(claimed.times, claimed.restarts[[0, row]], claimed.one_each)
+        try:
+            with open_video(path) as (container, stream):
+                if found.agrees(FrameReader(container, stream, alone, rewound=False), group):
+                    holding.append(row)
+        except (Missed, UnreadableVideo, av.error.FFmpegError):
+            continue
+    return FrameIndex(claimed.times, claimed.restarts[holding], claimed.one_each), found
+
+
+def announced_duration_s(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds that the file's header promises for the video stream; 0 where it does not say."""
+    if container.format.name == "avi":  # FFmpeg shrinks the duration of a cut AVI, not its number of frames
+        return float(stream.frames * (stream.time_base or 0))
+    if stream.duration is not None:
+        return float((stream.start_time or 0) + stream.duration) * float(stream.time_base or 0)
+    if container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
+        return container.duration / 1e6
+    return 0.0
