@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from av import Packet, VideoStream
@@ -25,6 +25,7 @@ CONTAINERS = (
 CUT_FROM_BYTES = frozenset(
     "mpegts mpeg mpegvideo h261 h263 h264 hevc vvc av1 obu m4v mjpeg vc1 cavsvideo dirac".split()  # noqa: SIM905
 )
+_DEFAULT, _ATTACHED_PICTURE = 1, 1024  # FFmpeg's AV_DISPOSITION_*: PyAV's enumeration takes a millisecond
 
 
 class UnreadableVideo(Exception):
@@ -66,23 +67,20 @@ def open_video(path: str, *, strict: bool = True) -> Iterator[tuple[InputContain
 def _best_video(container: InputContainer) -> VideoStream:
     """FFmpeg's choice (av_find_best_stream) among the streams that are no attached pictures."""
     import av
-    from av.stream import Disposition
 
-    videos = [s for s in container.streams.video if Disposition.attached_pic not in Disposition(s.disposition)]
+    videos = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]
     if not videos:
-        kinds = {s.type for s in container.streams}
+        kinds = {stream.type for stream in container.streams}
         if container.streams.video:
             raise UnreadableVideo("holds a cover picture, but no video")
         raise UnreadableVideo("audio only" if "audio" in kinds else "holds no video stream")
-    stream = container.streams.best("video")
-    if stream not in videos:  # the order in which FFmpeg asks: default, then bit rate, then number of frames
-        stream = max(
-            videos, key=lambda s: (Disposition.default in Disposition(s.disposition), s.bit_rate or 0, s.frames)
-        )
-    assert isinstance(stream, av.VideoStream)
-    if stream.codec_context is None:
+    best: Any = videos[0] if len(videos) == 1 else container.streams.best("video")
+    if best not in videos:  # the order in which FFmpeg asks: default, then bit rate, then number of frames
+        best = max(videos, key=lambda stream: (stream.disposition & _DEFAULT, stream.bit_rate or 0, stream.frames))
+    assert isinstance(best, av.VideoStream)
+    if best.codec_context is None:
         raise UnreadableVideo("not a readable video: unknown codec")
-    return stream
+    return best
 
 
 def video_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:

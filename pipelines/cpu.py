@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from pipelines.errors import BadClip, DataError
 from pipelines.frame_index import FrameIndex
 from pipelines.jpeg import frame_files, read_jpeg
 from pipelines.ledger import IDLE, OFF, Lane, Ledger
-from pipelines.picture import arrange, check_file, coded_crop, coded_size
+from pipelines.picture import check_file, coded_crop, coded_size, in_order, upright, views
 from pipelines.plan import ClipPlan
 from pipelines.scaling import Scaler
 from pipelines.video import JPEG_FRAMES
@@ -75,28 +76,36 @@ def decode_video(plan: ClipPlan, take: Callable[[int, VideoFrame], None], lane: 
 
 
 def decode_clip(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
-    """uint8 (views·T, L, size, size, C), see `pipelines.picture.arrange`. Raises BadClip."""
+    """uint8 (views·T, L, size, size, C), see `pipelines.picture.views`. Raises BadClip."""
     pictures = (_jpeg_pictures if plan.video.file.codec == JPEG_FRAMES else _video_pictures)(plan, spec, lane)
-    clip = arrange(pictures, plan, spec)
+    clip = views(pictures, plan, spec)
     lane.lap("augment")
     return clip
 
 
 def _video_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
-    wanted, file = plan.wanted, plan.video.file
-    place = {number: i for i, number in enumerate(wanted.tolist())}
+    """uint8 (clips·T·L, H, W, C), the plan's frames in its order, upright."""
+    file, places = plan.video.file, defaultdict[int, list[int]](list)
+    for place, number in enumerate(plan.frames.ravel().tolist()):
+        places[number].append(place)
     width, height = size = coded_size(plan, spec.size)
-    out = np.empty((len(wanted), height, width, 3), np.uint8)
+    out = np.empty((plan.frames.size, height, width, 3), np.uint8)
     coded = (file.height, file.width) if file.rotation % 180 else (file.width, file.height)
-    scaler = Scaler(coded_crop(plan), size, coded)
+    # Of a picture that need not be turned the scaler swaps left and right, faster than torch.
+    turned = file.rotation != 0
+    scaler = Scaler(coded_crop(plan), size, coded, mirror=not turned and file.mirrored != plan.flip)
 
     def take(number: int, frame: VideoFrame) -> None:
         if (frame.width, frame.height) != coded:
             _check_header(plan, number, frame, coded)
-        out[place[number]] = scaler(frame)
+        first, *others = places[number]
+        out[first] = scaler(frame)
+        for place in others:
+            out[place] = out[first]
 
     decode_video(plan, take, lane)
-    return torch.from_numpy(out)
+    pictures = torch.from_numpy(out)
+    return upright(pictures, plan) if turned else pictures
 
 
 def _check_header(plan: ClipPlan, number: int, frame: VideoFrame, coded: tuple[int, int]) -> None:
@@ -111,6 +120,7 @@ def _check_header(plan: ClipPlan, number: int, frame: VideoFrame, coded: tuple[i
 
 
 def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
+    """uint8 (clips·T·L, H, W, C), the plan's frames in its order, flipped where it says so."""
     import simplejpeg
 
     video = plan.video
@@ -132,7 +142,7 @@ def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
     region = rgb[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # channels-last as it lies in memory
     out = F.interpolate(region, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
     lane.lap("augment")
-    return out
+    return in_order(upright(out, plan), plan)
 
 
 def read_frames(plan: ClipPlan, lane: Lane) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from pipelines.clip import ClipSpec
 from pipelines.cpu import read_frames
 from pipelines.errors import BadClip, DataError
 from pipelines.ledger import OFF, Lane, Ledger
-from pipelines.picture import arrange, check_file, coded_crop, coded_size
+from pipelines.picture import check_file, coded_crop, coded_size, in_order, upright, views
 from pipelines.plan import ClipPlan
 from pipelines.video import JPEG_FRAMES
 
@@ -155,8 +155,8 @@ class DaliDecoder:
                         out = torch.stack([next(resized).torch() for _ in pictures])
                     else:
                         out = next(resized).torch()
-                    clip = arrange(out, plan, self.spec)
-                    # DALI's own memory must not be handed on; mostly arrange has copied already
+                    clip = views(in_order(upright(out, plan), plan), plan, self.spec)
+                    # DALI's own memory must not be handed on; mostly it has been copied already
                     shared = clip.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
                     clips[i] = clip.clone() if shared else clip
         return [clip for clip in clips if clip is not None]

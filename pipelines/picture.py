@@ -50,19 +50,27 @@ def coded_size(plan: ClipPlan, size: int) -> tuple[int, int]:
     return (height, width) if plan.video.file.rotation % 180 else (width, height)
 
 
-def arrange(pictures: Tensor, plan: ClipPlan, spec: ClipSpec) -> Tensor:
-    """Set the resized pictures of the plan's distinct frames, uint8 (F, H, W, C) in ascending order, upright, flip
-    them, and gather the views: uint8 (views·T, L, size, size, C), clip by clip, crop by crop."""
+def upright(pictures: Tensor, plan: ClipPlan) -> Tensor:
+    """Set pictures as they are coded, uint8 (F, H, W, C), upright, and flip them where the plan says so."""
     if plan.video.file.mirrored:
         pictures = pictures.flip(2)
     if plan.video.file.rotation:
         pictures = pictures.rot90(plan.video.file.rotation // 90, (1, 2))
-    if plan.flip:
-        pictures = pictures.flip(2)
+    return pictures.flip(2) if plan.flip else pictures
+
+
+def in_order(pictures: Tensor, plan: ClipPlan) -> Tensor:
+    """Pictures of the plan's distinct frames, ascending, as the plan has its frames: in its order, some repeated."""
     order = np.searchsorted(plan.wanted, plan.frames.ravel())
-    if len(order) != len(pictures) or (order != np.arange(len(order))).any():
-        pictures = pictures[torch.from_numpy(order).to(pictures.device)]
+    if len(order) == len(pictures) and (order == np.arange(len(order))).all():
+        return pictures
+    return pictures[torch.from_numpy(order).to(pictures.device)]
+
+
+def views(pictures: Tensor, plan: ClipPlan, spec: ClipSpec) -> Tensor:
+    """The views of the plan's frames, upright uint8 (clips·T·L, H, W, C) in its order: uint8 (views·T, L, size, size,
+    C), clip by clip, crop by crop."""
     crops = [pictures[:, y : y + spec.size, x : x + spec.size] for x, y in plan.windows]
     by_clip = [crop.unflatten(0, (-1, *spec.shape[:2])) for crop in crops]  # each (clips, T, L, size, size, C)
-    views = torch.stack(by_clip, 1) if len(by_clip) > 1 else by_clip[0]
-    return views.reshape(-1, *spec.shape[1:])
+    together = torch.stack(by_clip, 1) if len(by_clip) > 1 else by_clip[0]
+    return together.reshape(-1, *spec.shape[1:])

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Level = Literal["sample", "all"]
-SAMPLE = 3  # frames that are decoded at the start and behind a key frame
-NEAR_START = 16  # packets: a key frame so near is compared with what decoding from the start gives
+SAMPLE, SAMPLE_OF_LARGE = 2, 1  # frames that are decoded at the start, and from the last key frame on
+LARGE_PIXELS = 500_000
+NEAR_START = 4  # packets: where the second key frame is so near, what it gives is compared with decoding from the start
 FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
 _VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
 
@@ -36,9 +37,10 @@ class Packets:
     hidden: list[bool] = field(default_factory=list)  # decoded, but not shown: an edit list says so
     keys: list[int] = field(default_factory=list)
     damaged: int | None = None
-    end_s: float = 0.0  # when the last frame's time is over
-    missing: int = 0  # MPEG-4: packets that hold no frame, less the second frames of others
+    end: int = 0  # when the last frame's time is over, in ticks
+    missing: int = 0  # MPEG-4: packets that stand for no frame, nor for the second one of a packet before
     in_file_order: bool = True  # MPEG-4: no frame is stored before one that is shown earlier
+    _packed: bool = False  # a packet held two frames: the decoder is one behind, until an empty one
 
     @classmethod
     def of(cls, container: InputContainer, stream: VideoStream) -> Packets:
@@ -61,17 +63,17 @@ class Packets:
         if packet.is_corrupt and self.damaged is None:
             self.damaged = i
         if pts is not None and not packet.is_discard:
-            self.end_s = max(self.end_s, float((pts + (packet.duration or 0)) * packet.time_base))
+            self.end = max(self.end, pts + (packet.duration or 0))
 
     def _count_vops(self, packet: Packet) -> None:
         data = bytes(packet)
         first = data.find(_VOP)
         if first < 0 or len(data) <= _EMPTY_VOP_BYTES:
-            self.missing += 1
+            self.missing += not self._packed
+            self._packed = False
             return
-        second = data.find(_VOP, first + 4)
-        self.missing -= second >= 0
-        self.in_file_order &= second < 0 and data[first + 4] >> 6 != 2  # 2: a B-frame
+        self._packed |= data.find(_VOP, first + 4) >= 0
+        self.in_file_order &= not self._packed and data[first + 4] >> 6 != 2  # 2: a B-frame
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -113,7 +115,7 @@ class Decoded:
         self.sizes.add((frame.width, frame.height))
         plane = frame.planes[0]  # lines of it: what lies between them is anything
         lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
-        self.sums[number] = zlib.crc32(lines[:, : frame.width].tobytes())
+        self.sums[number] = zlib.crc32(lines[::8, : frame.width].tobytes())
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,16 @@ def _sample(container: InputContainer, stream: VideoStream, index: FrameIndex, c
     """The first frames, and some behind the last key frame; None where they are not what the index says."""
     import av
 
-    rows = len(index.restarts)
+    codec, rows = stream.codec_context, len(index.restarts)
+    size = SAMPLE if codec.width * codec.height <= LARGE_PIXELS else SAMPLE_OF_LARGE
     near = rows > 1 and index.restarts[1, 2] <= NEAR_START
-    head = np.arange(min(count, (int(index.restarts[1, 0]) if near else 0) + SAMPLE))
+    head = np.arange(min(count, (int(index.restarts[1, 0]) if near else 0) + size))
     found = Decoded()
     try:
         found.take(FrameReader(container, stream, index.from_start(), rewound=False), head)
         for row in {1, rows - 1} if near else {rows - 1} - {0}:
             first = int(index.restarts[row, 0])
-            behind = np.arange(first, min(count, first + SAMPLE))
+            behind = np.arange(first, min(count, first + size))
             if not found.agrees(FrameReader(container, stream, index, rewound=False), behind):
                 return None
     except (Missed, UnreadableVideo, av.error.FFmpegError):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TRUNCATED_SHARE = 0.9  # less of the announced duration than this is a cut file, not a rounding of its header
 SLANT = 0.0175  # the tangent of 1°: FFmpeg's own tolerance
+_USUAL_FORMATS, _USUAL_MATRICES = {"yuv420p", "yuvj420p"}, {1, 2, 5, 6}  # need no trial
 # Of H.273, by its numbers; 2 is "not said".
 _MATRICES = {1: "BT.709", 2: "", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020", 10: "BT.2020"}
 
@@ -110,13 +111,14 @@ def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
             facts |= {"codec": codec.name, "width": codec.width, "height": codec.height}
             facts["fps"] = float(stream.average_rate or stream.guessed_rate or 0)
             packets = Packets.of(container, stream)
-            status = _judge(packets, announced_duration_s(container, stream), facts)
+            tick_s = float(stream.time_base or 0)
+            status = _judge(packets, packets.end * tick_s, announced_duration_s(container, stream), facts)
             status = status or _cut_short(path, facts["bytes"], container.format.name) or _damaged(packets)
             facts["num_frames"] = packets.hidden.count(False)
             if status is not None:
                 return VideoFile(**facts, status=status)
             frames = find_frames(path, container, stream, packets, level)
-            tick_s, known = float(stream.time_base or 0), frames.index.times
+            known = frames.index.times
             timed = container.format.name != "avi"  # there FFmpeg makes times up
             times = np.sort([pts for pts in packets.shown if pts is not None]) if known is None and timed else known
             facts |= {"num_frames": frames.count, "index": frames.index.pack(), "oddity": frames.oddity}
@@ -138,7 +140,8 @@ def _look(frame: VideoFrame) -> dict[str, Any]:
 
     coded = frame.width, frame.height
     try:
-        Scaler((0, 0, *coded), (8, 8), coded)(frame)
+        if frame.format.name not in _USUAL_FORMATS or frame.colorspace not in _USUAL_MATRICES:
+            Scaler((0, 0, *coded), (8, 8), coded)(frame)
     except (av.error.FFmpegError, ValueError) as e:
         raise UnreadableVideo(
             f"its colours cannot be made RGB ({_MATRICES.get(frame.colorspace, frame.colorspace)})"
@@ -202,12 +205,12 @@ def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
     return (value if value < most else 0), at + width
 
 
-def _judge(packets: Packets, announced_s: float, facts: dict[str, Any]) -> str | None:
+def _judge(packets: Packets, end_s: float, announced_s: float, facts: dict[str, Any]) -> str | None:
     num_frames = packets.hidden.count(False)
     if not facts["width"] or not facts["height"]:
         return "not a readable video: picture size unknown"
-    if (packets.end_s > 0 or not num_frames) and packets.end_s < TRUNCATED_SHARE * announced_s:
-        return f"truncated: {packets.end_s:.2f} s of {announced_s:.2f} s are there"
+    if (end_s > 0 or not num_frames) and end_s < TRUNCATED_SHARE * announced_s:
+        return f"truncated: {end_s:.2f} s of {announced_s:.2f} s are there"
     return _too_short(num_frames)
 
 
