@@ -42,8 +42,10 @@ LABEL_FOLDERS = ("", "labels/", "annotations/")
 FRAME_FOLDERS = ("frames", "rawframes")
 V1_FOLDER, VIDEO_FOLDER = "20bn-something-something-v1", "20bn-something-something-v2"
 # Where releases put their videos. The user may have made a link of such a folder, to another disk.
-KNOWN_FOLDERS = (V1_FOLDER, f"{V1_FOLDER}-frames", VIDEO_FOLDER, f"{VIDEO_FOLDER}-frames", f"{VIDEO_FOLDER}-rawframes")
-KNOWN_FOLDERS += ("UCF-101", "UCF101", "hmdb51_org", "videos", *FRAME_FOLDERS)
+KNOWN_FOLDERS = (
+    *(V1_FOLDER, f"{V1_FOLDER}-frames", VIDEO_FOLDER, f"{VIDEO_FOLDER}-frames", f"{VIDEO_FOLDER}-rawframes"),
+    *("UCF-101", "UCF101", "hmdb51_org", "videos", *FRAME_FOLDERS),
+)
 WHERE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
 LAYOUT = f"""\
     DATA/{VIDEO_FOLDER}/<id>.webm
