@@ -173,7 +173,7 @@ def read_kinetics400(root: Path, *, labels: Path | None = None, allow_outside: b
             got = ", ".join(repr(field[:20]) for field in (video, start, end))
             raise DataError(f"{where}: expected a YouTube id and whole seconds, got {got}")
         if not name and split != "test":
-            raise DataError(f"{where}: video {printable(video)} has no label; only test videos may lack one")
+            raise DataError(f"{where}: video {printable(video[:80])} has no label; only test videos may lack one")
         label = class_index(name, index, where, "the classes of train and validation") if name else UNKNOWN_LABEL
         stem = f"{video}_{first_s:06d}_{last_s:06d}"
         # No name is split: a YouTube id may itself hold "_" and digits.
@@ -206,7 +206,7 @@ def read_ucf101(root: Path, *, split: int = 1, labels: Path | None = None, allow
                 raise DataError(f"{where}: expected '{wanted}', got {line[:80]!r}")
             label = class_index(folder, index, where, "classInd.txt")
             if number_field and number_field != [str(label + 1)]:
-                raise DataError(f"{where}: class {number_field[0]}, but classInd.txt numbers {folder} {label + 1}")
+                raise DataError(f"{where}: class {number_field[0][:20]}, but classInd.txt numbers {folder} {label + 1}")
             entries.append(_Entry(where, os.path.splitext(video)[0], label, part, file))
     folders = existing_folders(root, ("UCF-101", "UCF101", "videos", *FRAME_FOLDERS)) or [root]
     name = f"{root.resolve().name}-split{split}"
@@ -294,10 +294,10 @@ def read_lists(
     _check_not_empty(samples, train)
     lowest, highest = min(s.label for s in samples), max(s.label for s in samples)
     names = class_lines(classes) if classes else [str(i) for i in range(highest + 1)]
+    check_classes(classes or train, names)
     if highest >= len(names):
         hint = "; labels seem to count from 1, but must count from 0" if lowest == 1 and highest == len(names) else ""
         raise DataError(f"{classes}: has {len(names)} classes, but label {highest} occurs in the lists{hint}")
-    check_classes(classes or train, names)
     return Annotations(train.stem, (root or train.parent).absolute(), tuple(names), tuple(samples), tuple(notes))
 
 
@@ -331,8 +331,9 @@ def _assemble(
     first: dict[str, _Entry] = {}
     for e in entries:
         if (other := first.setdefault(e.id, e)) is not e:
+            video = printable(e.id[:80])
             raise DataError(
-                f"{e.where}: video {printable(e.id)} ({e.split}) is already listed at {other.where} ({other.split}); "
+                f"{e.where}: video {video} ({e.split}) is already listed at {other.where} ({other.split}); "
                 "list it once, in one split"
             )
     uses = Counter(alias for e in entries for alias in e.aliases)  # one that is several videos' tells none of them
@@ -370,9 +371,10 @@ def _check_places(
         if "\0" in name or (not name.isascii() and re.search("[\ud800-\udfff]", name)):
             raise DataError(f"{where}: {printable(sample.id[:80])} cannot be a file's name; write UTF-8 without NUL")
         if not allow_outside and (path := inside.way_out(sample.path)) is not None:
+            named, target = printable(path[:200]), printable(os.path.realpath(path)[:200])
             raise DataError(
-                f"{where}: {printable(path)} leads out of {root} (to {printable(os.path.realpath(path))}); put the "
-                "videos there, name the folder that holds them, or take them with --allow-outside"
+                f"{where}: {named} leads out of {root} (to {target}); put the videos there, name the "
+                "folder that holds them, or take them with --allow-outside"
             )
 
 

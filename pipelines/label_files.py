@@ -35,6 +35,7 @@ VIDEO_SUFFIXES = (
 HEADER = ("label", "labels", "video", "id", "video;label", "id;label")  # first lines that some copies add
 MAX_CLASSES = 100_000  # more is a mistake, and a network with so many outputs would fill the memory
 MAX_TEXT_BYTES, MAX_JSON_BYTES = 1 << 28, 1 << 26  # larger files are no label files; checked before they are read
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 ADVICE = "put it there, or name the folder that holds the label files with --labels"
 
 
@@ -179,7 +180,8 @@ def class_index(name: str, index: dict[str, int], where: str, source: str) -> in
 
 
 def _first_file(root: Path, names: list[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_file()), None)
+    # what is there but no file is not passed over: its split would be missing without a word
+    return next((root / name for name in names if os.path.lexists(root / name)), None)
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -206,8 +208,8 @@ def check_classes(source: Path, names: Sequence[str]) -> None:
         raise DataError(f"{source}: {len(names)} classes; at most {MAX_CLASSES} are taken")
     seen = set()
     for name in names:
-        if not name.strip() or re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", name):
-            raise DataError(f"{source}: class name {ascii(name)[:80]} is empty or holds what is no text; change it")
+        if not name.strip() or len(name) > 500 or _NO_TEXT.search(name):
+            raise DataError(f"{source}: class name {ascii(name)[:80]} is empty, too long, or no plain text; change it")
         if name in seen:
             raise DataError(f"{source}: class {name[:80]!r} is named twice; name every class once")
         seen.add(name)
@@ -229,8 +231,8 @@ def _lines(path: Path) -> Iterator[str]:
 def _read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
     """A whole label file. Raises DataError for what is no file of text, before it is read."""
     try:
-        # not to wait where a pipe stands in a file's place
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        # O_NONBLOCK: not to wait where a pipe stands in a file's place
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{path}: not a regular file")

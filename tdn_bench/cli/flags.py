@@ -309,11 +309,9 @@ def counted_once(manifest: Manifest, splits: Sequence[str]) -> Manifest:
     for a video with two labels."""
     manifest, repeats = each_once(manifest, splits)
     if repeats:
-        print(
-            f"{repeats} repeated entries of {' and '.join(splits)} left out, so that each video counts once; "
-            "`tdn-bench doctor` names them",
-            file=sys.stderr,
-        )
+        entries = "1 repeated entry" if repeats == 1 else f"{repeats} repeated entries"
+        why = "so that each video counts once; `tdn-bench doctor` names them"
+        print(f"{entries} of {' and '.join(splits)} left out, {why}", file=sys.stderr)
     return manifest
 
 

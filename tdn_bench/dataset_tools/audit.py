@@ -18,7 +18,7 @@ from pipelines.manifest import OK, Manifest, checksum, file_stat
 from pipelines.processes import cores
 from pipelines.video import UNKNOWN_LABEL
 from tdn_bench.dataset_tools.class_findings import class_findings
-from tdn_bench.dataset_tools.summary import kind_of
+from tdn_bench.dataset_tools.summary import kind_of, walk
 
 COLUMNS = ("id", "split", "path", "label", "status", "sha256", "bytes", "mtime_ns")
 LISTED = ("id", "split", "path", "label", "sha256", "bytes")
@@ -210,7 +210,7 @@ def unlisted(manifest: Manifest) -> list[str]:
     if home == "/" or os.path.commonpath([home, root]) != root:
         return []
     found = []
-    for folder, folders, names in os.walk(home):
+    for folder, folders, names in walk(home):
         folders[:] = [f for f in folders if os.path.join(folder, f) not in known]  # annotated frames
         if folder != home and any(name.lower().endswith((".jpg", ".jpeg")) for name in names):
             found.append(folder)

@@ -29,10 +29,10 @@ def class_findings(manifest: Manifest) -> list[str]:
 
 
 def _classes(manifest: Manifest, labels: set[int]) -> str:
-    """`class 3: up`, or `2 classes (3: up, 4: down)`; a class that is named by its number is its number."""
+    """`class 3 up`, or `2 classes (3 up, 4 down)`; a class that is named by its number is its number."""
     some = sorted(labels)[:NAMED]
     known = [manifest.classes[i] if 0 <= i < len(manifest.classes) else "no such class" for i in some]
-    named = [str(i) if str(i) == name else f"{i}: {printable(name)}" for i, name in zip(some, known, strict=True)]
+    named = [str(i) if str(i) == name else f"{i} {printable(name)}" for i, name in zip(some, known, strict=True)]
     if len(labels) == 1:
         return f"class {named[0]}"
     return f"{len(labels)} classes ({', '.join(named)}{', …' * (len(labels) > NAMED)})"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,14 @@ def kind_of(status: str) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 video`, `2 videos`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def walk(top: str | Path, **how: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, which gives up where folders are nested a thousand deep: then UserError."""
+    try:
+        yield from os.walk(top, **how)
+    except RecursionError as e:
+        raise UserError(f"{top}: its folders are nested too deep to be walked through; take the deep ones out") from e
 
 
 def describe(videos: Videos) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from pipelines.errors import DataError, printable
 from pipelines.inside import Inside
 from pipelines.processes import cores, map_in_processes
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
+from tdn_bench.dataset_tools.summary import walk
 from tdn_bench.dataset_tools.transcoding import Transcoded, transcode_file
 from tdn_bench.errors import UserError
 
@@ -126,7 +126,7 @@ def _files(root: Path) -> list[Path]:
         return path.is_symlink() and (target.is_relative_to(home) or home.is_relative_to(target))
 
     home, found, seen = root.resolve(), list[Path](), set[Path]()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, folders, names in walk(root, onerror=refuse, followlinks=True):
         if (real := Path(folder).resolve()) in seen:
             folders.clear()
             continue
