@@ -30,9 +30,21 @@ def listed(root: Path, path: str, **how: bool) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["../private/a.mp4", "in/../../private/a.mp4", "/dev/zero", "file.mp4", "folder/a.mp4", "folder/../a.mp4",
-             "frames", "folder", "../set2/a.mp4", "..", "no/such/../../../x.mp4"]
-)  # fmt: skip
+    "path",
+    [
+        "../private/a.mp4",
+        "in/../../private/a.mp4",
+        "/dev/zero",
+        "file.mp4",
+        "folder/a.mp4",
+        "folder/../a.mp4",
+        "frames",
+        "folder",
+        "../set2/a.mp4",
+        "..",
+        "no/such/../../../x.mp4",
+    ],
+)
 def test_what_leads_outside_is_refused_unless_allowed(root: Path, path: str) -> None:
     (root / "file.mp4").symlink_to("../private/a.mp4")
     (root / "folder").symlink_to(root.parent / "private")
@@ -125,10 +137,20 @@ def test_label_files_are_regular_files_of_a_bounded_size(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, f"[{'9' * 5000}]", '[{"id": 1e999, "template": ""}]', '[{"id": true, "template": "x"}]',
-     '[{"id": "1", "id": "2", "template": "Throwing [something]"}]', '[{"id": [], "template": "x"}]',
-     '[{"id": "1", "template": {"a": 1}}]', '[{"id": "1", "template": "\\ud800"}]', "NaN", "[null]", "\ufeff"],
-)  # fmt: skip
+    [
+        "[" * 100_000,
+        f"[{'9' * 5000}]",
+        '[{"id": 1e999, "template": ""}]',
+        '[{"id": true, "template": "x"}]',
+        '[{"id": "1", "id": "2", "template": "Throwing [something]"}]',
+        '[{"id": [], "template": "x"}]',
+        '[{"id": "1", "template": {"a": 1}}]',
+        '[{"id": "1", "template": "\\ud800"}]',
+        "NaN",
+        "[null]",
+        "\ufeff",
+    ],
+)
 def test_hostile_json_is_one_short_line(root: Path, text: str) -> None:
     (root / VIDEOS).mkdir()
     something(root, "3")
