@@ -98,7 +98,8 @@ def _columns(lines: list[_Line], base: Path) -> tuple[int, str]:
     undecided = [line for line in lines if len(line.readings) > 1]
     if odd is None and all(line.readings[3][0].lower().endswith(VIDEO_SUFFIXES) for line in undecided):
         return most, ""
-    with_number, without = ([line for line in undecided if _is_there(line, n, base)] for n in (2, 3))
+    folder = os.path.join(base, "")
+    with_number, without = ([line for line in undecided if _is_there(line, n, folder)] for n in (2, 3))
     if odd is None and not with_number:
         return 3, ""
     if with_number and without:
@@ -115,8 +116,9 @@ def _columns(lines: list[_Line], base: Path) -> tuple[int, str]:
     return 2, f"; paths end with a number, as the files in {base} do"
 
 
-def _is_there(line: _Line, columns: int, base: Path) -> bool:
-    return os.path.exists(os.path.join(base, line.readings[columns][0]))
+def _is_there(line: _Line, columns: int, folder: str) -> bool:
+    path = line.readings[columns][0]
+    return os.path.exists(path if path.startswith("/") else folder + path)
 
 
 def _label(where: str, digits: str) -> int:
