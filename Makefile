@@ -63,7 +63,8 @@ gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the 
 benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader [ARGS=--help]
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
-fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)
+fuzz: $(STAMP)  ## 1,000 damaged videos through the whole input path, 3,000 hostile annotations (a slice is in make test)
+	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_annotations.py
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz.py $(ARGS)
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)

@@ -12,13 +12,14 @@ import torch
 from tyro.conf import Positional
 
 from engines import ENGINES, supported_precisions, why_unavailable
+from pipelines.errors import printable
 from pipelines.manifest import Manifest
 from tdn_bench.cli import SourceFlags, parse, pick_device, run_command
 from tdn_bench.cli.flags import Source
 from tdn_bench.dataset_tools.audit import Audit, examine
 from tdn_bench.dataset_tools.loading_advice import advice_page, print_advice
 from tdn_bench.dataset_tools.loading_cost import advise
-from tdn_bench.dataset_tools.summary import counted, print_counts, print_files, print_summary
+from tdn_bench.dataset_tools.summary import counted, print_findings, print_summary
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import describe_machine, versions
 
@@ -111,22 +112,19 @@ def data_page(config: Doctor, device: torch.device) -> bool:
         write_json(config.json, found.page(manifest) | ({"advice": advice_page(advice)} if advice is not None else {}))
     count = found.need_attention(advice.damaged if advice is not None else ())
     checked = "" if config.checksums else " (file contents were not compared with the scan; --checksums does that)"
-    print(
-        f"{count} of {len(manifest.videos)} videos need attention{checked}" if count else f"no problems found{checked}"
-    )
-    return not count
+    wrong = [f"{count} of {len(manifest.videos)} videos need attention"] * bool(count)
+    wrong += [f"classes: {sentence}" for sentence in found.classes]
+    print(f"{'; '.join(wrong) or 'no problems found'}{checked}")
+    return not wrong
 
 
 def print_audit(found: Audit, everything: bool) -> None:
     """Findings by kind and split, then file by file; then the videos that only lie there, or only in the reference."""
-    if found.findings:
-        print("findings: number of videos by kind and split")
-        print_counts([(f.kind, f.split) for f in found.findings])
-        print_files([(f.kind, f.path, f.reason) for f in found.findings], everything)
+    print_findings("findings: number of videos by kind and split", found.findings, everything)
     for where, names in (("in no split", found.unlisted), ("in the reference only", found.only_in_reference)):
-        few = names if everything else names[:3]
+        few = printable(", ".join(names if everything else names[:3]))
         if names:
-            print(f"{counted(len(names), 'video')} {where}: {', '.join(few)}{', …' if len(few) < len(names) else ''}")
+            print(f"{counted(len(names), 'video')} {where}: {few}{', …' * (len(names) > 3 and not everything)}")
 
 
 def write_json(path: Path, page: dict[str, Any]) -> None:

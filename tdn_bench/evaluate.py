@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 
 from pipelines.clip import ClipSpec
+from pipelines.errors import printable
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import DataFlags, LoaderFlags, Network, NetworkFlags, parse, pick_device, run_command, settings_of
+from tdn_bench.cli.flags import counted_once
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.results is not None:
         check_folder("--results", config.results)
     (network, spec), device = config.resolve(), pick_device(config.device)
-    manifest = config.data.open()
+    manifest = counted_once(config.data.open(), [config.subset])  # repeats of train, too
     videos = manifest.split(config.subset)
     if not videos:
         raise UserError(f"--subset {config.subset}: {manifest.name} has no such videos")
@@ -97,12 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     bad_clips = loader.bad_clips.reasons
     left_out = f" ({len(bad_clips)} of {len(videos)} could not be used)" if bad_clips else ""
     views = f", {spec.num_views} views each" if spec.num_views > 1 else ""
-    print(f"{network.model} on {manifest.name}/{config.subset}: {len(scores.ids)} videos{left_out}{views}, {scores}")
+    name = printable(f"{network.model} on {manifest.name}/{config.subset}")
+    print(f"{name}: {len(scores.ids)} videos{left_out}{views}, {scores}")
     for path, reason in bad_clips.items():
-        print(f"  not used: {path}: {reason}")
+        print(f"  not used: {printable(path)}: {printable(reason)}")
     if config.per_class:
         for line in per_class_lines(scores, manifest.classes):
-            print(line)
+            print(printable(line))
     print(*written, sep="\n", end="\n" if written else "")
 
 

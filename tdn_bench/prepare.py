@@ -13,7 +13,16 @@ from pipelines.annotations import NEEDED_SPLITS, NUM_SPLITS
 from pipelines.manifest import OK, Manifest
 from tdn_bench.cli import SourceFlags, parse, run_command
 from tdn_bench.cli.flags import Source
-from tdn_bench.dataset_tools.summary import kind_of, print_counts, print_files, print_summary, write_lists
+from tdn_bench.dataset_tools.audit import listing_findings
+from tdn_bench.dataset_tools.class_findings import class_findings
+from tdn_bench.dataset_tools.summary import (
+    kind_of,
+    print_counts,
+    print_files,
+    print_findings,
+    print_summary,
+    write_lists,
+)
 from tdn_bench.errors import UserError
 
 
@@ -44,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = config.source.open(config.dataset)
     print_summary(manifest)
     print_bad_files(manifest, config.all)
+    print_findings("findings in what is listed: number of videos", listing_findings(manifest), config.all)
+    for sentence in class_findings(manifest):
+        print(f"classes: {sentence}")
     for split in NEEDED_SPLITS:
         if len(videos := manifest.split(split)) and not videos.where("status", OK).any():
             raise UserError(f"{manifest.root}: no video of the {split} split can be used; is this the right folder?")

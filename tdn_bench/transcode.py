@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
 from tdn_bench.dataset_tools.encoding import Encoding
 from tdn_bench.dataset_tools.summary import counted
@@ -19,7 +20,8 @@ from tdn_bench.errors import UserError
 class Transcode:
     """Re-encode a data set's videos for faster decoding; frames keep their number, order and times.
 
-    Label files (.json, .csv, .txt) are copied. A second run does only what is new.
+    Label files (.json, .csv, .txt) are copied, but for links to outside of --data-root. A second run does only what is
+    new.
     """
 
     data_root: Path
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = plan_folder(config.data_root, config.out, config.encoding, keep_names=config.keep_names, limit=config.limit)
     before = plan.videos - len(plan.jobs)
     print(f"{counted(plan.videos, 'video')}, {before} of them done before; {counted(plan.label_files, 'label file')}")
+    if plan.left_out:
+        few = printable(", ".join(map(str, plan.left_out[:3])) + ", …" * (len(plan.left_out) > 3))
+        print(f"not copied, as links out of --data-root or no regular files: {few}")
     clock = time.perf_counter()
     results = list(transcode_all(plan.jobs, config.encoding, config.workers))
     done = {source: result for source, result in results if isinstance(result, Transcoded)}
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if done:
         print_summary(done, time.perf_counter() - clock)
     for failure in failures:
-        print(f"  failed: {failure}")
+        print(f"  failed: {printable(failure)}")
     if failures:
         raise UserError(f"{len(failures)} of {plan.videos} videos could not be transcoded; they are listed above")
 
@@ -66,7 +71,7 @@ def print_summary(done: Mapping[Path, Transcoded], wall_s: float) -> None:
     what = f"{counted(len(done), 'video')} of {frames} frames"
     print(f"{what} in {wall_s:.1f} s ({encode_s:.1f} s of encoding in all processes)")
     print(f"  {before / 1e9:.3f} GB → {after / 1e9:.3f} GB ({after / before:.0%})")
-    print(f"  luma PSNR: mean {mean_db:.1f} dB, lowest {done[worst].psnr_db:.1f} dB ({worst})")
+    print(f"  luma PSNR: mean {mean_db:.1f} dB, lowest {done[worst].psnr_db:.1f} dB ({printable(str(worst))})")
 
 
 if __name__ == "__main__":

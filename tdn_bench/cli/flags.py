@@ -6,6 +6,8 @@ on the command line is resolved once: `NetworkFlags.resolve` gives a `Network` i
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,8 +18,11 @@ from tyro.conf import arg
 from engines import EngineSpec, default_cache_dir
 from pipelines.annotations import DATASET_NAMES, Annotations, read_dataset, read_lists
 from pipelines.clip import ClipSpec
+from pipelines.errors import printable
 from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
 from pipelines.manifest import Manifest, Videos, build_manifest, default_cache
+from pipelines.repeats import each_once
+from pipelines.video import SPLITS
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
 from tdn_bench.cli.settings import flag
 from tdn_bench.errors import UserError
@@ -51,12 +56,14 @@ class DataFlags:
     """A manifest that `tdn-bench prepare` wrote, instead of annotations. Nothing is scanned. If the videos have moved,
     --data says where they are now."""
     train_list: Path | None = None
-    """The authors' list of training videos or frame folders, instead of annotations: `path num_frames label` on each
-    line. Paths are relative to --data, or to the list."""
+    """The authors' list of training videos or frame folders, instead of annotations: `path num_frames label` or `path
+    label` on each line. Paths are relative to --data, or to the list."""
     val_list: Path | None = None
     """The list of validation videos, together with --train-list."""
     class_names: Path | None = None
     """With lists: a text file with one class name per line."""
+    allow_outside: bool = False
+    """Also take videos that absolute paths, `..` or links look for outside of the data set's folder."""
     workers: int | None = None
     """Decoding threads and scanning processes; default: one per core."""
 
@@ -66,8 +73,13 @@ class DataFlags:
         return any(source is not None for source in (self.data, self.manifest, self.train_list))
 
     def open(self, progress: bool = True) -> Manifest:
+        """What `open_as_listed` gives, with each video of validation and test once; training may want repeats."""
+        return counted_once(self.open_as_listed(progress), SPLITS[1:])
+
+    def open_as_listed(self, progress: bool = True, say: Callable[[str], object] = str) -> Manifest:
         """Read the annotations and scan their videos (remembered across runs), or open a manifest. Raises UserError
-        for flags that exclude each other, DataError for what is wrong with the files."""
+        for flags that exclude each other, DataError for what is wrong with the files. `say` takes how lists were
+        read."""
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
         if self.manifest is not None:
@@ -75,18 +87,28 @@ class DataFlags:
                 raise UserError("--manifest and lists exclude each other: a manifest holds all splits")
             return Manifest.open(self.manifest, self.data)
         annotations = self.annotations()
+        for note in annotations.notes:
+            say(printable(note))
         cache = default_cache(annotations.root)
         return build_manifest(annotations, cache=cache, workers=self.workers, progress=progress)
 
     def annotations(self) -> Annotations:
         """What the annotation files say."""
         if self.train_list is not None and self.val_list is not None:
-            return read_lists(self.train_list, self.val_list, root=self.data, classes=self.class_names)
+            return read_lists(
+                self.train_list,
+                self.val_list,
+                root=self.data,
+                classes=self.class_names,
+                allow_outside=self.allow_outside,
+            )
         if self.train_list is not None or self.val_list is not None:
             raise UserError("--train-list and --val-list go together")
         if self.data is None:
             raise UserError("no data set named; use --data DIR, --manifest FILE, or --train-list and --val-list")
-        return read_dataset(self.dataset, self.data, split=self.split, labels=self.labels)
+        return read_dataset(
+            self.dataset, self.data, split=self.split, labels=self.labels, allow_outside=self.allow_outside
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +122,19 @@ class SourceFlags:
     labels: Path | None = None
     """Folder of the annotation files, if they are not below --root."""
     train_list: Path | None = None
-    """For lists: the authors' list of training videos or frame folders, `path num_frames label` on each line."""
+    """For lists: the authors' list of training videos or frame folders, `path num_frames label` or `path label` on
+    each line."""
     val_list: Path | None = None
     """For lists: the list of validation videos."""
     class_names: Path | None = None
     """For lists: a text file with one class name per line."""
+    allow_outside: bool = False
+    """Also take videos that absolute paths, `..` or links look for outside of --root."""
     workers: int | None = None
     """Scanning processes; default: one per core."""
 
     def open(self, source: Source) -> Manifest:
-        """Read the annotations and scan their videos (remembered across runs)."""
+        """Read the annotations, saying how, and scan their videos (remembered across runs)."""
         lists = self.train_list, self.val_list
         if source == "lists" and None in lists:
             raise UserError("lists: name both by --train-list FILE and --val-list FILE")
@@ -127,8 +152,9 @@ class SourceFlags:
             train_list=self.train_list,
             val_list=self.val_list,
             class_names=self.class_names,
+            allow_outside=self.allow_outside,
             workers=self.workers,
-        ).open()
+        ).open_as_listed(say=print)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +302,17 @@ class NetworkFlags:
         if not 64 <= size <= MAX_SIZE or not 0 < ratio <= 1:
             raise UserError(f"--size {size} must be from 64 to {MAX_SIZE}, --crop-ratio {ratio} in (0, 1]")
         return Network(self.checkpoint, model, segments, size, ratio)
+
+
+def counted_once(manifest: Manifest, splits: Sequence[str]) -> Manifest:
+    """The manifest with each video of these splits once; a line on stderr says what that leaves out. Raises DataError
+    for a video with two labels."""
+    manifest, repeats = each_once(manifest, splits)
+    if repeats:
+        entries = "1 repeated entry" if repeats == 1 else f"{repeats} repeated entries"
+        why = "so that each video counts once; `tdn-bench doctor` names them"
+        print(f"{entries} of {' and '.join(splits)} left out, {why}", file=sys.stderr)
+    return manifest
 
 
 def known_variant(model: str) -> Variant:

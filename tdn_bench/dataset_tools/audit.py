@@ -16,10 +16,17 @@ import numpy as np
 from pipelines.annotations import SPLITS, VIDEO_SUFFIXES
 from pipelines.manifest import OK, Manifest, checksum, file_stat
 from pipelines.processes import cores
-from tdn_bench.dataset_tools.summary import kind_of
+from pipelines.video import UNKNOWN_LABEL
+from tdn_bench.dataset_tools.class_findings import class_findings
+from tdn_bench.dataset_tools.summary import kind_of, walk
 
 COLUMNS = ("id", "split", "path", "label", "status", "sha256", "bytes", "mtime_ns")
+LISTED = ("id", "split", "path", "label", "sha256", "bytes")
 NOTES = frozenset({"duplicate", "variable rate", "not in reference"})  # worth knowing; all other kinds must be acted on
+REPEAT = "listed twice"
+
+
+Reason = tuple[str, str]  # kind, in words
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,25 @@ class Finding:
     path: str
     reason: str
 
+    @property
+    def is_note(self) -> bool:
+        """Whether it is only worth knowing: some kinds, and repeats of training, which may be meant."""
+        return self.kind in NOTES or (self.kind == REPEAT and self.split == "train")
+
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found in a data set: in its videos, beside them, and in another copy alone."""
+    """All that was found in a data set: in its videos and classes, beside them, and in another copy alone."""
 
     findings: list[Finding]
+    classes: list[str]  # sentences on classes that lack videos
     checksums: bool  # whether every file was read again
     unlisted: list[str]  # paths of videos that are in no split
     only_in_reference: list[str]  # ids
 
     def need_attention(self, damaged: Iterable[str] = ()) -> int:
         """How many videos must be acted on, together with those at the paths `damaged`."""
-        wrong = {(f.path, f.split) for f in self.findings if f.kind not in NOTES}
+        wrong = {(f.path, f.split) for f in self.findings if not f.is_note}
         return len(wrong) + len(set(damaged) - {path for path, _ in wrong})
 
     def page(self, manifest: Manifest) -> dict[str, Any]:
@@ -57,6 +70,7 @@ class Audit:
             "checksums": self.checksums,
             "counts": {split: dict(Counter(f.kind for f in self.findings if f.split == split)) for split in SPLITS},
             "findings": [asdict(f) for f in self.findings],
+            "class_findings": self.classes,
             "unlisted": self.unlisted,
             "only_in_reference": self.only_in_reference,
         }
@@ -74,7 +88,20 @@ def examine(
     """
     findings = _findings(manifest, checksums, reference, workers)
     absent = only_in_reference(manifest, reference) if reference is not None else []
-    return Audit(findings, checksums, unlisted(manifest), absent)
+    return Audit(findings, class_findings(manifest), checksums, unlisted(manifest), absent)
+
+
+def listing_findings(manifest: Manifest) -> list[Finding]:
+    """What the annotations alone have wrong: videos listed twice, in two splits, under two labels. No file is read."""
+    videos = manifest.videos
+    column = {name: videos.column(name) for name in LISTED}
+    column["path"] = np.array([videos.locate(path) for path in column["path"]], object)
+    return _by_row(column, sorted(_duplicates(column)))
+
+
+def _by_row(column: dict[str, np.ndarray], found: Iterable[tuple[int, Reason]]) -> list[Finding]:
+    ids, splits, paths = (column[name] for name in ("id", "split", "path"))
+    return [Finding(kind, ids[row], splits[row], paths[row], reason) for row, (kind, reason) in found]
 
 
 def _findings(manifest: Manifest, checksums: bool, reference: Manifest | None, workers: int | None) -> list[Finding]:
@@ -90,11 +117,7 @@ def _findings(manifest: Manifest, checksums: bool, reference: Manifest | None, w
     found += [(row, ("variable rate", "the frame rate varies")) for row in uneven.tolist()]
     if reference is not None:
         found += _compare(column, reference)
-    ids, splits, paths = (column[name] for name in ("id", "split", "path"))
-    return [Finding(kind, ids[row], splits[row], paths[row], reason) for row, (kind, reason) in found]
-
-
-Reason = tuple[str, str]  # kind, in words
+    return _by_row(column, found)
 
 
 def _look_again(column: dict[str, np.ndarray], checksums: bool, workers: int) -> dict[int, Reason]:
@@ -134,13 +157,16 @@ def _changed(scanned: tuple[Any, ...], checksums: bool) -> Reason | None:
 
 
 def _duplicates(column: dict[str, np.ndarray]) -> Iterator[tuple[int, Reason]]:
-    """Rows of equal content: all of them where they lie in several splits, else all but the first."""
-    rows = np.flatnonzero((column["sha256"] != "") & (column["bytes"] > 0))
-    _, group, counts = np.unique(column["sha256"][rows], return_inverse=True, return_counts=True)
+    """Rows of one video, that is of one path or equal content: all of them where they lie in several splits, else all
+    but the first."""
+    paths = [os.path.normpath(path) for path in column["path"]]
+    known = (column["sha256"] != "") & (column["bytes"] > 0)
+    same_video = np.where(known, column["sha256"], np.array(paths, object))
+    _, group, counts = np.unique(same_video, return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[group] > 1)
     order = several[np.argsort(group[several], kind="stable")].tolist()
-    for _, places in groupby(order, key=lambda i: group[i]):
-        same = [int(rows[i]) for i in places]
+    for _, rows in groupby(order, key=lambda i: group[i]):
+        same = list(rows)
         first: dict[str, int] = {}  # row of each split: one file may stand in ten thousand rows
         for row in same:
             first.setdefault(column["split"][row], row)
@@ -148,11 +174,12 @@ def _duplicates(column: dict[str, np.ndarray]) -> Iterator[tuple[int, Reason]]:
         for row in same if leak else same[1:]:
             own = column["split"][row] if leak else None
             other = next(o for split, o in first.items() if split != own)
-            where, split = column["path"][other], column["split"][other]
-            same_file = where == column["path"][row]
+            where, split = paths[other], column["split"][other]
+            same_file = where == paths[row]
             reason = f"listed in {split} too" if same_file else f"the same bytes as {where} ({split})"
-            label = "" if column["label"][row] == column["label"][other] else ", under another label"
-            yield row, ("leak" if leak else "duplicate", reason + label)
+            labels = {column["label"][row], column["label"][other]} - {UNKNOWN_LABEL}
+            kind = "leak" if leak else "two labels" if len(labels) > 1 else REPEAT if same_file else "duplicate"
+            yield row, (kind, reason + ", under another label" * (len(labels) > 1))
 
 
 def _compare(column: dict[str, np.ndarray], reference: Manifest) -> Iterator[tuple[int, Reason]]:
@@ -183,7 +210,7 @@ def unlisted(manifest: Manifest) -> list[str]:
     if home == "/" or os.path.commonpath([home, root]) != root:
         return []
     found = []
-    for folder, folders, names in os.walk(home):
+    for folder, folders, names in walk(home):
         folders[:] = [f for f in folders if os.path.join(folder, f) not in known]  # annotated frames
         if folder != home and any(name.lower().endswith((".jpg", ".jpeg")) for name in names):
             found.append(folder)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.annotations import NEEDED_SPLITS, SPLITS, write_list
+from pipelines.errors import printable
 from pipelines.manifest import OK, Manifest, Videos
 from tdn_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from tdn_bench.dataset_tools.audit import Finding
 
 LISTED, LISTED_OF_A_KIND = 20, 5  # bad files named without --all
 # By what the status of a file that cannot be used says; any other is "unreadable".
@@ -40,6 +45,14 @@ def kind_of(status: str) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 video`, `2 videos`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def walk(top: str | Path, **how: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, which gives up where folders are nested a thousand deep: then UserError."""
+    try:
+        yield from os.walk(top, **how)
+    except RecursionError as e:
+        raise UserError(f"{top}: its folders are nested too deep to be walked through; take the deep ones out") from e
 
 
 def describe(videos: Videos) -> str:
@@ -79,7 +92,7 @@ def print_files(found: Sequence[tuple[str, str, str]], everything: bool) -> None
     """
     by_kind: dict[str, list[str]] = {}
     for kind, path, reason in found:
-        by_kind.setdefault(kind, []).append(f"  {kind}: {path}: {reason}")
+        by_kind.setdefault(kind, []).append(f"  {kind}: {printable(path)}: {printable(reason)}")
     groups = sorted(by_kind.values(), key=len)
     lines = [line for group in groups for line in (group if everything else group[:LISTED_OF_A_KIND])]
     lines = lines if everything else lines[:LISTED]
@@ -88,9 +101,18 @@ def print_files(found: Sequence[tuple[str, str, str]], everything: bool) -> None
         print(f"  … and {len(found) - len(lines)} more; --all names them")
 
 
+def print_findings(title: str, found: Sequence[Finding], everything: bool) -> None:
+    """What is wrong with videos, by kind and split and then file by file."""
+    if found:
+        print(title)
+        print_counts([(f.kind, f.split) for f in found])
+        print_files([(f.kind, f.path, f.reason) for f in found], everything)
+
+
 def print_summary(manifest: Manifest) -> None:
     """What the data set is, and a line a split."""
-    print(f"{manifest.name}: {len(manifest.classes)} classes, digest {manifest.digest()[:16]}, in {manifest.root}")
+    name, root = printable(manifest.name), printable(str(manifest.root))
+    print(f"{name}: {len(manifest.classes)} classes, digest {manifest.digest()[:16]}, in {root}")
     for split in SPLITS:
         if len(videos := manifest.split(split)):
             print(f"  {split}: {describe(videos)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.annotations import VIDEO_SUFFIXES
-from pipelines.errors import DataError
+from pipelines.errors import DataError, printable
+from pipelines.inside import Inside
 from pipelines.processes import cores, map_in_processes
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
+from tdn_bench.dataset_tools.summary import walk
 from tdn_bench.dataset_tools.transcoding import Transcoded, transcode_file
 from tdn_bench.errors import UserError
 
@@ -29,10 +30,12 @@ Job = tuple[Path, Path]  # source, target
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """What there is to do: `jobs` are the videos of `videos` that were not done before."""
+    """What there is to do: `jobs` are the videos of `videos` that were not done before. `left_out` have the names of
+    label files, but are links to elsewhere or no regular files."""
 
     videos: int
     label_files: int
+    left_out: list[Path]
     jobs: list[Job]
 
 
@@ -62,11 +65,11 @@ def plan_folder(
         raise UserError("--no-keep-names: some videos differ only in their suffix and would overwrite each other")
     try:
         _claim(out, asdict(encoding) | {"options": encoding.options(), "keep_names": keep_names})
-        labels = _copy_labels(root, out, files)
+        labels, left_out = _copy_labels(root, out, files)
     except OSError as e:
         raise UserError(f"--out {out}: cannot be written ({e.strerror})") from e
     jobs = [job for job in zip(videos, targets, strict=True) if not _is_done(*job)]
-    return FolderPlan(len(videos), labels, jobs)
+    return FolderPlan(len(videos), labels, left_out, jobs)
 
 
 def transcode_all(
@@ -100,6 +103,8 @@ def _results(jobs: list[Job], encoding: Encoding, workers: int) -> Iterator[Tran
 
 def _work(job: Job, encoding: Encoding) -> Transcoded | str:
     """Transcode one file; a string says why it could not be done."""
+    if not job[0].is_file():  # a pipe would never end
+        return f"{job[0]}: not a regular file"
     try:
         return transcode_file(str(job[0]), job[1], encoding)
     except DataError as e:
@@ -112,14 +117,16 @@ def _files(root: Path) -> list[Path]:
     no video is lost in silence."""
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable") from error
+        raise UserError(
+            f"{printable(error.filename)}: cannot be listed ({error.strerror}); make it readable"
+        ) from error
 
     def is_detour(path: Path) -> bool:
         target = path.resolve()
         return path.is_symlink() and (target.is_relative_to(home) or home.is_relative_to(target))
 
     home, found, seen = root.resolve(), list[Path](), set[Path]()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, folders, names in walk(root, onerror=refuse, followlinks=True):
         if (real := Path(folder).resolve()) in seen:
             folders.clear()
             continue
@@ -152,13 +159,16 @@ def _is_done(source: Path, target: Path) -> bool:
         return False
 
 
-def _copy_labels(root: Path, out: Path, files: Iterable[Path]) -> int:
-    """Copy label files that are new or changed; returns how many label files there are."""
-    labels = [f for f in files if f.suffix.lower() in LABEL_SUFFIXES and f.is_file() and f.stat().st_size < LABEL_BYTES]
-    labels = [f for f in labels if f != root / STAMP]
+def _copy_labels(root: Path, out: Path, files: Iterable[Path]) -> tuple[int, list[Path]]:
+    """Copy label files that are new or changed; returns how many label files there are, and what was left out. A link
+    to elsewhere is: what it leads to is not of this data set, and may be private."""
+    inside = Inside([root])
+    named = [f for f in files if f.suffix.lower() in LABEL_SUFFIXES and f != root / STAMP]
+    kept = [f for f in named if f.is_file() and inside.holds(str(f.absolute()))]
+    labels = [f for f in kept if f.stat().st_size < LABEL_BYTES]
     for file in labels:
         target = out / file.relative_to(root)
         if not _is_done(file, target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    return len(labels)
+    return len(labels), sorted(set(named) - set(kept))

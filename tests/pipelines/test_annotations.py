@@ -195,18 +195,21 @@ def test_whoever_only_tests_or_only_trains_needs_one_list(tmp_path: Path, missin
 
 def test_lists(tmp_path: Path) -> None:
     paths = lists(tmp_path, "a b/c  d.webm 30 2\r\n\n/abs/x.mp4 0 0\n", "v.webm 9 1\n")
-    annotations = read_lists(*paths)
+    annotations = read_lists(*paths, allow_outside=True)
     assert rows(annotations) == [("a b/c  d.webm", 2, "train"), ("/abs/x.mp4", 0, "train"), ("v.webm", 1, "validation")]
     expected = [str(tmp_path / "a b/c  d.webm"), "/abs/x.mp4", str(tmp_path / "v.webm")]
     assert [s.path for s in annotations.samples] == expected
     assert annotations.classes == ("0", "1", "2")
-    elsewhere = read_lists(*paths, root=Path("/videos"))
+    elsewhere = read_lists(*paths, root=Path("/videos"), allow_outside=True)
     assert elsewhere.samples[0].path == "/videos/a b/c  d.webm"
 
 
 def test_lists_with_class_names(tmp_path: Path) -> None:
     names = tmp_path / "classes.txt"
-    names.write_text("Jumping\nRunning fast\n\nÜben\n", encoding="utf-8")
+    names.write_text("\ufeffJumping \r\nRunning\u2028fast\r\nÜben\r\n\r\n \n", encoding="utf-8", newline="")
+    with pytest.raises(DataError, match=r"class name 'Running\\u2028fast' is empty, too long, or no plain"):
+        read_lists(*lists(tmp_path, "a.mp4 9 2\n"), classes=names)
+    names.write_text("\ufeffJumping \r\nRunning fast\r\nÜben\r\n\r\n \n", encoding="utf-8", newline="")
     assert read_lists(*lists(tmp_path, "a.mp4 9 2\n"), classes=names).classes == ("Jumping", "Running fast", "Üben")
     with pytest.raises(DataError, match=r"classes\.txt: has 3 classes, but label 3 occurs"):
         read_lists(*lists(tmp_path, "a.mp4 9 3\n"), classes=names)
@@ -667,7 +670,7 @@ def test_lists_that_were_written_read_back(rows: list[tuple[str, int, int]]) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.txt"
         write_list(path, rows)
-        annotations = read_lists(path, path, root=Path("/videos"))
+        annotations = read_lists(path, path, root=Path("/videos"), allow_outside=True)
         frames = [int(line.split(" ")[-2]) for line in path.read_text(encoding="utf-8").splitlines()]
     assert annotations.root == Path("/videos")
     samples = [s for s in annotations.samples if s.split == "train"]

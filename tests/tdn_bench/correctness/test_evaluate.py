@@ -110,6 +110,32 @@ def test_results_that_could_not_be_kept_are_refused_before_anything_is_read(smal
     assert f"error: --results {tmp_path / 'file' / 'records'}: cannot be written" in capsys.readouterr().err
 
 
+def test_a_video_that_is_listed_twice_counts_once(small_checkpoint, motion_data, tmp_path, capsys):
+    videos = sorted((motion_data / "20bn-something-something-v2").iterdir())[:4]
+    lines = [f"{path.relative_to(motion_data)} {label}\n" for label, path in enumerate(videos)]
+    odd = [lines[1].replace("/", "/../20bn-something-something-v2/"), *lines[2:]]
+    relabelled = lines[0].replace(" 0\n", " 1\n")
+    for name, more in (("t", [lines[0]]), ("v", [lines[0], *odd, lines[3]]), ("w", [relabelled])):
+        (tmp_path / f"{name}.txt").write_text("".join([*lines, *more]))
+    (tmp_path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(8)))
+
+    def evaluate(validation, *more):
+        flags = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--train-list", tmp_path / "t.txt"]
+        flags += ["--val-list", tmp_path / validation, "--class-names", tmp_path / "classes.txt", "--device", "cpu"]
+        status = run_command(main, [str(flag) for flag in (*flags, "--workers", "1", *more)])
+        return status, capsys.readouterr()
+
+    status, said = evaluate("v.txt")
+    assert (status, said.out.count(": 4 videos, top-1")) == (0, 1)
+    assert said.err.startswith("5 repeated entries of validation and test left out")
+    status, said = evaluate("v.txt", "--subset", "train")
+    assert (status, said.out.count(": 4 videos, top-1")) == (0, 1)
+    assert "1 repeated entry of train left out" in said.err
+    status, said = evaluate("w.txt")
+    assert status == 2
+    assert f"{videos[0]}: the validation split lists it with the labels 0 and 1; correct the list" in said.err
+
+
 def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_checkpoint, motion_data, tmp_path, capsys):
     videos = list(DataFlags(data=motion_data).open(progress=False).split("validation"))[:3]
     manifest = Manifest.of("three", tuple("abcdefgh"), videos)

@@ -12,8 +12,11 @@ from support.videos import flat_frames, numbered_frames, write_video
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.manifest import Manifest, scan_file
+from pipelines.video import Sample, Video, VideoFile
 from tdn_bench.cli.run import run_command
+from tdn_bench.dataset_tools.class_findings import class_findings
 from tdn_bench.dataset_tools.summary import kind_of
+from tdn_bench.doctor import main as doctor_main
 from tdn_bench.prepare import main
 
 
@@ -172,3 +175,48 @@ def test_frame_folders_of_something_something_v1(shared_data, tmp_path, capsys):
     for video in np.random.default_rng(0).choice(len(manifest.videos), 3, replace=False).tolist():
         row = manifest.videos[video]
         assert row.file.num_frames == len(list(Path(row.path).glob("*.jpg")))
+
+
+def test_what_lists_have_wrong_is_said_by_prepare_and_doctor(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("up\ndown\nle\u202eft\nright\n", encoding="utf-8")
+    for i in range(4):
+        write_video(tmp_path / f"{i}.webm", numbered_frames(12, 64, 48, first=20 * i))
+    (tmp_path / "t.txt").write_text("0.webm 12 1\n0.webm 12 1\n1.webm 12 2\n\x1b[31m.webm 12 1\n\x1b[31m.webm 12 1\n")
+    (tmp_path / "v.txt").write_text("2.webm 12 3\n2.webm 12 3\n3.webm 12 1\n./3.webm 12 2\n1.webm 12 2\n")
+    lists = ("--train-list", tmp_path / "t.txt", "--val-list", tmp_path / "v.txt")
+    assert prepare("lists", *lists, "--class-names", tmp_path / "classes.txt", "--out", tmp_path / "m.arrow") == 0
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        doctor_main(["--manifest", str(tmp_path / "m.arrow"), "--no-advice", "--device", "cpu"])
+    assert stop.value.code == 1
+    for out in (said, diagnosed := capsys.readouterr().out):
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+        assert f"  listed twice: {tmp_path}/2.webm: listed in validation too" in out
+        assert f"  listed twice: {tmp_path}/\\x1b[31m.webm: listed in train too" in out
+        assert f"  two labels: {tmp_path}/3.webm: listed in validation too, under another label" in out
+        assert out.count(f"  leak: {tmp_path}/1.webm: listed in ") == 2
+        assert "classes: class 0 up has no video in any split; labels seem to count from 1" in out
+        assert "classes: class 3 right without a training video" in out
+    assert said.startswith(f"{tmp_path}/t.txt: read as 'path num_frames label', separated by spaces\n")
+    # the video that is missing, the leak in two splits, and two rows of validation; not the repeats in train
+    assert "5 of 10 videos need attention; classes: class 0" in diagnosed
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        ([0, 1, 2], [0, 1, 2], []),
+        ([1, 2], [1, 2], ["class 0 has no video in any split; labels seem to count from 1"]),
+        ([0, 2], [0, 2], ["class 1 without a video in any split"]),
+        ([0, 2], [0, 1], ["class 1 without a training video", "class 2 without a validation video"]),
+        ([0], [0, 1, 2], ["2 classes (1, 2) without a training video"]),
+        ([0, 1, 2], [], []),
+        ([], [0, 1, 2], []),
+    ],
+)
+def test_classes_that_lack_videos(train, validation, expected):
+    rows = [("train", label) for label in train] + [("validation", label) for label in validation]
+    videos = [Video(Sample(str(i), f"/{i}.mp4", label, split), VideoFile()) for i, (split, label) in enumerate(rows)]
+    videos.append(Video(Sample("t", "/t.mp4", -1, "test"), VideoFile()))
+    assert class_findings(Manifest.of("some", ("0", "1", "2"), videos)) == expected

@@ -370,6 +370,27 @@ def test_links_lead_to_every_folder_once(root: Path, tmp_path: Path, capsys: pyt
     ]
 
 
+def test_no_file_from_elsewhere_is_copied_as_a_label_file(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, private = tmp_path / "out", tmp_path / "private"
+    private.mkdir()
+    (private / "keys.txt").write_text("secret")
+    (root / "labels/keys.txt").symlink_to(private / "keys.txt")
+    (root / "labels/more").symlink_to(private)
+    (root / "labels/again.txt").symlink_to("list.txt")
+    os.mkfifo(root / "labels/pipe.json")
+    os.mkfifo(root / "videos/pipe.mp4")
+    with pytest.raises(UserError, match="1 of 3 videos could not be"):
+        main(["--data-root", str(root), "--out", str(out), "--workers", "1"])
+    printed = capsys.readouterr().out
+    assert "; 2 label files\nnot copied, as links out of --data-root or no regular files: " in printed
+    assert all(f"labels/{name}" in printed for name in ("keys.txt", "more/keys.txt", "pipe.json"))
+    assert f"failed: {root / 'videos/pipe.mp4'}: not a regular file" in printed
+    assert sorted(f.name for f in out.rglob("*.txt")) == ["again.txt", "list.txt"]
+    assert not list(out.rglob("*pipe*"))
+
+
 def test_an_encoding_process_that_dies_is_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(work: Callable[[object], object], jobs: Sequence[object], workers: int) -> Iterator[object]:
         yield work(jobs[0])
