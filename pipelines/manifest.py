@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from pipelines.annotations import Annotations
 from pipelines.errors import DataError
 from pipelines.processes import cores, map_in_processes
+from pipelines.reading import Level
 from pipelines.scan import as_video as as_video
 from pipelines.scan import checksum as checksum
 from pipelines.scan import file_stat, scan_file
@@ -56,6 +57,7 @@ _SCHEMA = pa.schema(
         "variable_rate": pa.bool_(),
         "index": pa.utf8(),  # where the frames are: pipelines.frame_index
         "oddity": _CATEGORY,
+        "decoded": _CATEGORY,
         "status": _CATEGORY,
     }
 )
@@ -191,7 +193,12 @@ class Manifest:
 
 
 def build_manifest(
-    annotations: Annotations, *, cache: Path | None = None, workers: int | None = None, progress: bool = False
+    annotations: Annotations,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    level: Level = "sample",
 ) -> Manifest:
     """Scan every video of `annotations`. A video that cannot be used gets a row, too: its status says why.
 
@@ -200,20 +207,21 @@ def build_manifest(
         cache: File that remembers what was scanned, across runs and where one is interrupted; see `default_cache`.
         workers: Processes; by default one for each processor that this process may use.
         progress: Show a progress bar where stderr is a terminal.
+        level: How much of each video is decoded, see `pipelines.reading.find_frames`.
 
     Raises:
         DataError: A path is not UTF-8, the cache cannot be written, or a scanning process died.
     """
     _check_names(s.path for s in annotations.samples)
     found = _read_cache(cache) if cache is not None else {}
-    todo = [s.path for s in annotations.samples if not _unchanged(s.path, found.get(s.path))]
+    todo = [s.path for s in annotations.samples if not _known(s.path, found.get(s.path), level)]
     journal = None
     if cache is not None and todo:
         with _cache_errors(cache):
             _write_cache(cache, found)
             journal = cache.open("a", encoding="utf-8")
     try:
-        for path, file in _scan(list(dict.fromkeys(todo)), workers or cores(), progress):
+        for path, file in _scan(list(dict.fromkeys(todo)), workers or cores(), progress, level):
             found[path] = file
             if journal is not None:
                 with _cache_errors(cache):
@@ -247,15 +255,16 @@ def _cache_errors(cache: Path | None) -> Iterator[None]:
         ) from e
 
 
-def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str, VideoFile]]:
+def _scan(paths: list[str], workers: int, progress: bool, level: Level) -> Iterable[tuple[str, VideoFile]]:
     from rich.progress import track
 
+    scan = partial(scan_file, level=level)
     label, progress = "Scanning videos", progress and sys.stderr.isatty()
     if len(paths) < 64:  # starting processes would take longer
-        results: Iterable[VideoFile] = map(scan_file, paths)
+        results: Iterable[VideoFile] = map(scan, paths)
         yield from track(zip(paths, results, strict=True), label, len(paths), disable=not progress)
         return
-    results = map_in_processes(scan_file, paths, workers, chunksize=16)
+    results = map_in_processes(scan, paths, workers, chunksize=16)
     done = 0
     try:
         for row in track(zip(paths, results, strict=True), label, len(paths), disable=not progress):
@@ -268,8 +277,9 @@ def _scan(paths: list[str], workers: int, progress: bool) -> Iterable[tuple[str,
         ) from e
 
 
-def _unchanged(path: str, known: VideoFile | None) -> bool:
-    if known is None or not known.sha256:
+def _known(path: str, known: VideoFile | None, level: Level) -> bool:
+    """Whether a file has been scanned as it is now, and decoded as far as `level` asks."""
+    if known is None or not known.sha256 or (level == "all" and known.decoded == "sample"):
         return False
     try:
         return file_stat(path) == (known.bytes, known.mtime_ns)

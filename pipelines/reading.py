@@ -24,6 +24,7 @@ Level = Literal["sample", "all"]
 SAMPLE, SAMPLE_OF_LARGE = 2, 1  # frames that are decoded at the start, and from the last key frame on
 LARGE_PIXELS = 500_000
 NEAR_START = 4  # packets: where the second key frame is so near, what it gives is compared with decoding from the start
+_B = 3  # FFmpeg's AV_PICTURE_TYPE_B
 FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
 _VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
 
@@ -90,6 +91,7 @@ class Decoded:
 
     sums: dict[int, int] = field(default_factory=dict)  # of a part of the picture, by frame number
     sizes: set[tuple[int, int]] = field(default_factory=set)
+    has_b_frames: bool = False
     first: VideoFrame | None = None
 
     def take(self, reader: FrameReader, wanted: np.ndarray, *, whole: bool = True) -> None:
@@ -113,6 +115,7 @@ class Decoded:
         if self.first is None:
             self.first = frame
         self.sizes.add((frame.width, frame.height))
+        self.has_b_frames |= int(frame.pict_type) == _B
         plane = frame.planes[0]  # lines of it: what lies between them is anything
         lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
         self.sums[number] = zlib.crc32(lines[::8, : frame.width].tobytes())
@@ -126,18 +129,24 @@ class Frames:
     count: int
     first: VideoFrame
     oddity: str
+    decoded: Level
 
 
-def claimed_index(packets: Packets, container: InputContainer, stream: VideoStream) -> FrameIndex:
-    """Where the frames are if all is as the container says: one in each packet from the first key frame on."""
+def claimed_index(
+    packets: Packets, container: InputContainer, stream: VideoStream, *, in_order: bool = False
+) -> FrameIndex:
+    """Where the frames are if all is as the container says: one in each packet from the first key frame on. `in_order`:
+    it is known that no frame is shown before one that is stored before it."""
     codec = stream.codec_context
     start = packets.keys[0] if packets.keys else 0
     known = [pts for pts in packets.pts if pts is not None]
     # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from an AVI
-    # shows it by times that ascend in the file's order, though its decoder reorders frames.
+    # shows it by times that ascend in the file's order, though its decoder reorders frames. So do files whose encoder
+    # had no use for B-frames; in MP4 their times of decoding differ.
     avi = container.format.name == "avi"
     guessed = avi or len(set(known)) < len(packets)
-    if guessed or (codec.has_b_frames and not any(packets.hidden) and known == sorted(known)):
+    copied = codec.has_b_frames and not any(packets.hidden) and known == sorted(known) and not in_order
+    if guessed or (copied and not (container.format.name.startswith("mov") and known != packets.dts)):
         ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
         keys = packets.keys if ordered and packets.keys else [start]
         number = np.cumsum([0, *(not hidden for hidden in packets.hidden)])
@@ -178,8 +187,12 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
     index, count, found = claimed, shown if claimed.times is None else len(claimed.times), None
     if level == "sample" and not _is_suspect(packets, index, container, stream):
         found = _sample(container, stream, index, count)
+    decoded: Level = "sample"
     if found is None:
-        index, found = _decode_all(path, claimed, count)
+        decoded, (index, found) = "all", _decode_all(path, claimed, count)
+        timed = claimed_index(packets, container, stream, in_order=not found.has_b_frames)
+        if claimed.times is None and timed.times is not None:
+            claimed, (index, found) = timed, _decode_all(path, timed, count)
         count = len(found.sums)
     if not index.one_each or count != shown:
         oddities.append("packets that are no frames")
@@ -188,7 +201,7 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
     if len(found.sizes) > 1:
         oddities.append("pictures of several sizes")
     assert found.first is not None
-    return Frames(index, count, found.first, "; ".join(oddities))
+    return Frames(index, count, found.first, "; ".join(oddities), decoded)
 
 
 def _is_suspect(packets: Packets, index: FrameIndex, container: InputContainer, stream: VideoStream) -> bool:

@@ -122,6 +122,7 @@ def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
             timed = container.format.name != "avi"  # there FFmpeg makes times up
             times = np.sort([pts for pts in packets.shown if pts is not None]) if known is None and timed else known
             facts |= {"num_frames": frames.count, "index": frames.index.pack(), "oddity": frames.oddity}
+            facts["decoded"] = frames.decoded
             facts["variable_rate"] = times is not None and _uneven(times, tick_s)
             facts["keyframe_spacing"] = int(np.diff([*frames.index.restarts[:, 2], len(packets)]).max())
             if not frames.index.one_each and times is not None and len(times) > 1:  # else it is the packets'

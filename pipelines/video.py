@@ -32,8 +32,8 @@ class VideoFile:
     swapped (`mirrored`), and then by a turn of `rotation` degrees counter-clockwise. `num_frames` are those that a
     decoder returns; `index` says where they are, see `pipelines.frame_index`. `keyframe_spacing` is the longest run of
     frames from one key frame to the next. `matrix` is the one from YUV to RGB, "" where the file names none. `oddity`
-    says, in a few words, what would mislead a decoder that takes a file at its word. `status` is "ok" or, in a few
-    words, why the file cannot be used.
+    says, in a few words, what would mislead a decoder that takes a file at its word. `decoded` is how much of it the
+    scan decoded: "sample", "all", or "" for nothing. `status` is "ok" or, in a few words, why the file cannot be used.
     """
 
     bytes: int = 0
@@ -51,6 +51,7 @@ class VideoFile:
     variable_rate: bool = False
     index: str = ""
     oddity: str = ""
+    decoded: str = ""
     status: str = OK
 
 

@@ -38,7 +38,7 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that get scanned, as they are."""
     names: list[str] = []
 
-    def spy(path: str) -> module.VideoFile:
+    def spy(path: str, level: str = "sample") -> module.VideoFile:
         names.append(Path(path).name)
         return scan_file(path)
 
@@ -333,7 +333,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
     paths = [write_video(tmp_path / f"{i}.webm", FRAMES[: 8 + i]) for i in range(4)]
     cache, names = tmp_path / "files.jsonl", []
 
-    def stops(path: str) -> module.VideoFile:
+    def stops(path: str, level: str = "sample") -> module.VideoFile:
         if len(names) == 2:
             raise KeyboardInterrupt
         names.append(Path(path).name)
@@ -344,7 +344,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
         build_manifest(annotate(paths), cache=cache)
     with cache.open("a") as f:
         f.write('{"path": "half a li')  # what a killed process leaves
-    monkeypatch.setattr(module, "scan_file", lambda path: names.append(Path(path).name) or scan_file(path))
+    monkeypatch.setattr(module, "scan_file", lambda path, level: names.append(Path(path).name) or scan_file(path))
     whole = build_manifest(annotate(paths), cache=cache)
     assert names == ["0.webm", "1.webm", "2.webm", "3.webm"]
     assert [v.file.num_frames for v in whole.videos] == [8, 9, 10, 11]
@@ -441,6 +441,7 @@ rows = st.lists(
             st.booleans(),
             st.sampled_from(["", "c$"]),
             st.sampled_from(["", "2 video streams"]),
+            st.sampled_from(["", "sample", "all"]),
             st.sampled_from(["ok", "empty file", "truncated: ½"]),
         ),
     ),
