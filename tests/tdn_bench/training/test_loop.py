@@ -408,7 +408,7 @@ def test_two_processes_share_a_run_and_bad_clips_do_not_stall_it(motion_data, tm
     assert record.figures["stand_ins"] >= 2
     wanted = [manifest.split("train")[i].path for i in places] + [manifest.split("validation")[1].path]
     assert set(record.details["bad_clips"]) == set(wanted)
-    # What was validated is what was saved. Batches of other sizes change the last bits, other statistics the third digit.
+    # What was validated is what was saved. Other batch sizes change the last bits, other statistics the third digit.
     flags = ["--manifest", str(tmp_path / "set.arrow"), "--data", str(tmp_path / "set"), "--workers", "1"]
     flags += ["--checkpoint", str(tmp_path / "last.safetensors"), "--device", "cpu", "--max-bad-share", "1"]
     evaluate.main([*flags, "--scores", str(tmp_path / "evaluated.safetensors")])
