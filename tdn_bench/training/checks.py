@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tdn_bench.checkpoint import LoadReport
 from tdn_bench.cli import flag
-from tdn_bench.cli.flags import MAX_SIZE
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import check_folder
 from tdn_bench.training import run_state
 
 MAX_SEGMENTS = 1024
+MAX_SIZE = 4096  # pixels
 MAX_WORKERS = 1024
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
 
