@@ -93,13 +93,14 @@ def main(folder: Path, kills: int) -> None:
     assert in_a_process(lambda: train_and_die(recipe, None)) == 0
     wanted = outcome(recipe.output)
     points = json.loads((folder / "whole.events").read_text())
-    different = 0
+    killed = different = 0
     for number in range(kills):
         kind = "file" if number % 4 else "all"
         at = kind, number * points[kind] // kills
         run = configure(recipe, output=folder / f"killed-{number}")
         status = in_a_process(lambda run=run, at=at: train_and_die(run, at))
-        assert status == -signal.SIGKILL, status
+        assert status in (0, -signal.SIGKILL), status
+        killed += status != 0  # a few calls are of a first run only, so that the last points are not reached
         # where nothing was saved yet there is nothing to resume; every other resumption is killed as well, once
         again = configure(run, resume=(run.output / "last.pt").exists())
         if number % 2 and again.resume:
@@ -111,7 +112,7 @@ def main(folder: Path, kills: int) -> None:
             print(
                 f"kill at {at} of {points}: differs in {[k for k in wanted if found.get(k) != wanted[k]]}", flush=True
             )
-    print(json.dumps({"kills": kills, "points": points, "different": different}))
+    print(json.dumps({"kills": killed, "points": points, "different": different}))
 
 
 if __name__ == "__main__":

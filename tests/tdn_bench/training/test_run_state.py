@@ -149,7 +149,9 @@ def test_fifty_real_kills(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1])["different"] == 0, done.stdout
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["kills"] > 45
+    assert said["different"] == 0, done.stdout
 
 
 def test_a_resumption_holds_what_was_saved(saved: Recipe) -> None:
