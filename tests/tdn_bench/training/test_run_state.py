@@ -245,6 +245,24 @@ def test_a_change_that_is_allowed_is_taken_and_noted(saved: Recipe) -> None:
     assert past.changes == [{"after_epoch": 2, "changed": changed}]
 
 
+def test_the_gradient_scaler_goes_on_and_a_new_precision_begins_its_own(saved: Recipe) -> None:
+    def of_fp16() -> tuple[TrainStep, Any]:
+        _, network = fresh(saved)
+        return TrainStep(network, saved.optimization, "fp16", CPU), network
+
+    begun = of_fp16()[0].scaler.get_scale()
+    step, network = of_fp16()
+    allowed = configure(saved, resume=True, allow_changes=("precision",))
+    past = restore(run_state.read(saved.output), settings(saved, precision="fp16"), allowed, step, network)
+    assert step.scaler.get_scale() == begun
+    step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 4.0, "_growth_tracker": 7})
+    pretend_epoch(step, network, past, None)
+    save(saved, step, network, past)
+    step, network = of_fp16()
+    restore(run_state.read(saved.output), settings(saved, precision="fp16"), saved, step, network)
+    assert (step.scaler.get_scale(), step.scaler.state_dict()["_growth_tracker"]) == (4.0, 7)
+
+
 def test_allowed_changes_are_settings_of_a_resumption(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, resume=True)
     run_state.check_allowed(configure(recipe, allow_changes=("lr", "batch-size", "data", "processes")))
