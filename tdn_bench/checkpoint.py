@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -241,12 +242,19 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, o
         os.replace(temporary, path)
 
 
+def clear_debris(folder: Path) -> None:
+    """Remove what killed processes left in `folder` of the files that they were saving; nobody else may save there."""
+    for left in folder.glob(".saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def write_training_state(path: Path, state: Mapping[str, object]) -> None:
     """Write what `--resume` needs (tensors and plain values), atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
         temporary = Path(folder) / path.name
-        torch.save(dict(state), temporary)
+        with temporary.open("wb") as file:  # of its own accord torch calls a full disk a RuntimeError
+            torch.save(dict(state), file)
         os.replace(temporary, path)
 
 

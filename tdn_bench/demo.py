@@ -56,7 +56,16 @@ def train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[st
             raise UserError(f"training {kind}: {error}")
 
     for kind in ("tdn", "tsn"):
-        flags = ["demo", "--name", f"demo-{kind}", "--model", f"{kind}_resnet_small", "--data", str(data)]
+        flags = [
+            "demo",
+            "--overwrite",
+            "--name",
+            f"demo-{kind}",
+            "--model",
+            f"{kind}_resnet_small",
+            "--data",
+            str(data),
+        ]
         flags += ["--output", str(config.output / kind), "--results", str(folder), "--epochs", str(config.epochs)]
         flags += ["--device", config.device, *(["--workers", str(workers)] if workers else [])]
         running[kind] = Command("tdn_bench.train", flags, threads)

@@ -27,8 +27,8 @@ class Start:
     checkpoint: Path | None = None
     """Start the whole network from a checkpoint of the same network (this project's or the authors')."""
     finetune: Path | None = None
-    """Start all but the classifier from a checkpoint of the same network, trained on other classes. The new classifier
-    learns faster: its weight at 5 times the learning rate, its bias at 10 times."""
+    """Start all but the classifier from a checkpoint of the same network, trained on other classes (their names do
+    not matter). The new classifier learns faster: its weight at 5 times the learning rate, its bias at 10 times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,12 @@ class Recipe:
     results: Path | None = None
     """Folder for the record; default: the output folder."""
     resume: bool = False
-    """Continue from the last finished epoch in the output folder."""
+    """Continue from the last finished epoch in the output folder, with the settings of its run."""
+    allow_changes: tuple[str, ...] = ()
+    """With --resume: settings that may differ from those of the run (`--allow-changes lr batch_size`); `data` is the
+    data set, `processes` the number of GPUs. The record notes what was changed, and after which epoch."""
+    overwrite: bool = False
+    """Replace the run in the output folder. Its files stay until the new run's first epoch is saved."""
 
     def clip_spec(self) -> ClipSpec:
         """The clips of training and validation. Raises UserError for an unknown network."""

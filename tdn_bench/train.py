@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs, args=argv, prog="tdn-bench train", config=(tyro.conf.OmitArgPrefixes,)
     )
     result = train(recipe)
-    print(f"checkpoint: {result.checkpoint}")
     if int(os.environ.get("RANK", "0")) == 0:
+        print(f"checkpoint: {result.checkpoint}")
         print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")
 
 

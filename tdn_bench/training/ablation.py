@@ -28,7 +28,7 @@ from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.records import Record, make_record, read_record
 from tdn_bench.records.published import PUBLISHED
 from tdn_bench.records.tables import markdown_table
-from tdn_bench.training.run_state import STATE
+from tdn_bench.training.run_state import NOT_OF_THE_RESULT, STATE
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ else:
     TableName = Literal[tuple(TABLES)]
     RecipeName = Literal[tuple(RECIPES)]
 
-# Where runs lie, and what a run's speed but not its result depends on; data that is named counts as a flag.
-_NOT_OF_THE_RESULT = ("name", "output", "results", "resume", "workers", "device", "data", "manifest")
+# Of data the flag that names them counts, wherever they lie.
+_NOT_IN_A_NAME = (*NOT_OF_THE_RESULT, "data", "manifest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
     """Eight digits that stand for all that decides a run's result. The order of the settings counts: another one
     would give finished runs new names, and train them again."""
     settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
-    deciding = {name: value for name, value in settings.items() if name not in _NOT_OF_THE_RESULT}
+    deciding = {name: value for name, value in settings.items() if name not in _NOT_IN_A_NAME}
     return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
@@ -71,6 +72,14 @@ def gather(value: T, ranks: Ranks) -> list[T]:
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def share_buffers(module: nn.Module, ranks: Ranks) -> None:
+    """Give every process the first one's buffers. Each kept the batch norm statistics of its own clips, but only the
+    first one's are saved: what is validated must be what is saved."""
+    if ranks.world_size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def bad_clip_reasons(loader: ClipLoader, ranks: Ranks) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,18 +18,19 @@ from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.checkpoint import load_backbone, load_checkpoint, load_imagenet
-from tdn_bench.cli import flag, pick_device
+from tdn_bench.cli import pick_device
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
-from tdn_bench.records import check_folder
 from tdn_bench.training import run_state
-from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data
+from tdn_bench.training.checks import check, check_classes
+from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
 from tdn_bench.training.progress import Progress, progress_bar
 from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult
+from tdn_bench.training.run_state import Past
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
 
 LOSS_EVERY = 20  # steps: reading the loss waits for the device
@@ -46,56 +48,38 @@ class Run:
     step: TrainStep
     training: ClipLoader
     validation: ClipLoader
-    history: list[Epoch]  # of the epochs before, where the run was resumed
+    past: Past  # what was done before, where the run was resumed
 
 
 def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
     """Train by `recipe`; its output folder gets `last` and `best.safetensors`, `last.pt`, scalars, bad_clips.jsonl.
-    Raises UserError for settings that cannot be, before any data is read, and where the loss is no number any more."""
+    Raises UserError for settings that cannot be, before any data is read; for a folder that holds another run; and
+    where loss or weights come to what nobody can go on from."""
     check(recipe)
-    with distributed(pick_device(recipe.device)) as (ranks, device):
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            stack.enter_context(run_state.claim(recipe))
+        ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
         shown = progress and ranks.is_first
-        with set_up(recipe, device, ranks, shown) as run:
-            return run_epochs(run, shown)
-
-
-def check(recipe: Recipe) -> None:
-    """Raise UserError for what could not be trained or written."""
-    recipe.clip_spec()
-    if recipe.size < 64:
-        raise UserError(f"--size {recipe.size}: must be at least 64 pixels")
-    starts = [name for name in ("init", "checkpoint", "finetune") if getattr(recipe.start, name) is not None]
-    if len(starts) > 1:
-        raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
-    check_folder("--output", recipe.output)
-    if recipe.results is not None:
-        check_folder("--results", recipe.results)
-    numbers = {name: getattr(recipe.optimization, name) for name in ("batch_size", "epochs")}
-    for name, value in (numbers | {"evaluate_every": recipe.evaluate_every}).items():
-        if value < 1:
-            raise UserError(f"{flag(name)} {value}: must be at least 1")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.optimization.batch_size % processes:
-        raise UserError(f"--batch-size {recipe.optimization.batch_size} does not divide over {processes} processes")
+        return run_epochs(stack.enter_context(set_up(recipe, device, ranks, shown)), shown)
 
 
 @contextmanager
 def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> Iterator[Run]:
     """Data, network, optimiser and loaders of a run."""
-    manifest = open_data(recipe.data, ranks, progress)
-    network = start_network(recipe, len(manifest.classes))
-    classifier = FrameClassifier(network).to(device)
     precision = resolve_precision(recipe.precision, device)
+    settings = run_state.describe(recipe, device, precision, ranks.world_size)
+    state = run_state.read(recipe.output) if recipe.resume else None
+    if state is not None:  # here already: reading the data may take hours
+        run_state.compare(state, settings, recipe.allow_changes)
+    manifest = open_data(recipe.data, ranks, progress)
+    network = start_network(recipe, manifest.classes)
+    classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
     step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh)
-    history: list[Epoch] = []
-    if recipe.resume:
-        history = run_state.restore(recipe.output, step, network)
-    elif ranks.is_first:
-        run_state.forget(recipe.output)
-    step.classifier = _wrapped(classifier, recipe, device, ranks)
     log = recipe.output / ("bad_clips.jsonl" if ranks.is_first else f"bad_clips.{ranks.rank}.jsonl")
-    log.unlink(missing_ok=True)
+    if state is None:
+        log.unlink(missing_ok=True)
     shared: dict[str, Any] = {
         "spec": recipe.clip_spec(),
         "batch_size": recipe.optimization.batch_size // ranks.world_size,
@@ -112,22 +96,39 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         )
         stack.enter_context(training)
         validation = stack.enter_context(recipe.loader.open(manifest.split("validation"), **shared))
-        yield Run(recipe, ranks, manifest, network, classifier, step, training, validation, history)
+        settings |= run_state.describe_data(manifest, training.decoder.name)
+        past = run_state.Past(settings)
+        if state is not None:
+            past = run_state.restore(state, settings, recipe, step, network)
+            if ranks.is_first:
+                run_state.write_weights(recipe, network, past)  # the run may have died before it did
+                _say_resumed(past)
+        step.classifier = _wrapped(classifier, recipe, device, ranks)
+        yield Run(recipe, ranks, manifest, network, classifier, step, training, validation, past)
 
 
-def start_network(recipe: Recipe, num_classes: int) -> SegmentNetwork:
-    """The recipe's network with the weights that it starts from."""
+def _say_resumed(past: Past) -> None:
+    done, changes = len(past.history), past.changes
+    changed = changes[-1]["changed"] if changes and changes[-1]["after_epoch"] == done else {}
+    told = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changed.items())
+    print(f"resumed after epoch {done}{f', from here on {told}' if told else ''}", flush=True)
+
+
+def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
+    """The recipe's network with the weights that it starts from; a resumed one's come from its state."""
     torch.manual_seed(recipe.seed)
     try:
         network = create_model(
-            recipe.model, num_classes=num_classes, num_segments=recipe.num_segments, dropout=recipe.dropout
+            recipe.model, num_classes=len(classes), num_segments=recipe.num_segments, dropout=recipe.dropout
         )
     except ValueError as e:
         raise UserError(str(e)) from e
+    if recipe.resume:
+        return network
     if recipe.start.init is not None:
         load_imagenet(network, recipe.start.init)
     if recipe.start.checkpoint is not None:
-        load_checkpoint(network, recipe.start.checkpoint)
+        check_classes(recipe.start.checkpoint, load_checkpoint(network, recipe.start.checkpoint), classes)
     if recipe.start.finetune is not None:
         load_backbone(network, recipe.start.finetune)
     return network
@@ -146,44 +147,68 @@ def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks:
 def run_epochs(run: Run, progress: bool) -> TrainResult:
     """Train the epochs that are left, validate, save."""
     recipe, ranks, training, validation = run.recipe, run.ranks, run.training, run.validation
-    screen = Progress(recipe, ranks.is_first)
-    train_s, breakdown, scores = 0.0, None, None
+    past = run.past
+    screen = Progress(recipe, ranks.is_first, len(past.history))
+    breakdown, scores = None, None
     epochs = recipe.optimization.epochs
-    for number in range(len(run.history), epochs):
-        epoch, seconds, breakdown = train_epoch(run.step, training, number, progress)
-        train_s += seconds
+    for number in range(len(past.history), epochs):
+        seed_epoch(recipe.seed, number, ranks.rank)
+        replaced = training.bad_clips.replacements
+        epoch, breakdown = train_epoch(run.step, training, number, progress)
+        epoch = replace(epoch, stand_ins=sum(gather(training.bad_clips.replacements - replaced, ranks)))
+        share_buffers(run.network, ranks)
+        run_state.check_sound(run.network, epoch)
         training.bad_clips.join(bad_clip_reasons(training, ranks))
         if number + 1 == epochs or (number + 1) % recipe.evaluate_every == 0:
             scores = validate(run)
             validation.bad_clips.join(bad_clip_reasons(validation, ranks))
             epoch = replace(epoch, top1=scores.top(1), top5=scores.top(5))
-        run.history.append(epoch)
+        past.history.append(epoch)
+        _note_bad_clips(run)
         if ranks.is_first:
+            run_state.save(recipe, run.step, run.network, past)
             screen.report(epoch, breakdown)
-            run_state.save(recipe, run.step, run.network, run.manifest, run.history)
     if scores is None:  # resumed after the last epoch
         scores = validate(run)
+        validation.bad_clips.join(bad_clip_reasons(validation, ranks))
+        _note_bad_clips(run)
     screen.close()
-    bad, bad_in_validation = (bad_clip_reasons(loader, ranks) for loader in (training, validation))
+    bad, bad_in_validation = (
+        {run.manifest.videos.locate(path): reason for path, reason in past.bad_clips[split].items()}
+        for split in ("train", "validation")
+    )
     return TrainResult(
         checkpoint=recipe.output / run_state.LAST,
-        epochs=tuple(run.history),
+        epochs=tuple(past.history),
         scores=scores,
         bad_clips=len(bad),
-        replacements=sum(gather(training.bad_clips.replacements, ranks)),
         validation_bad_clips=len(bad_in_validation),
         bad_clip_reasons=dict(list((bad | bad_in_validation).items())[:MAX_REASONS]),
-        train_s=train_s,
         manifest=run.manifest,
         precision=run.step.precision,
         device=training.device,
         ledger=breakdown.figures(len(training) * training.batch_size) if breakdown else {},
         threads=breakdown.threads if breakdown else (),
+        changes=past.changes,
     )
 
 
-def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, float, TimeBreakdown]:
-    """Return what the epoch did, its seconds, and where they went. `number` counts from 0."""
+def _note_bad_clips(run: Run) -> None:
+    """Add what the loaders found to what the run knows. A loader looks at every video anew: a resumption may come after
+    a repair."""
+    for split, loader in (("train", run.training), ("validation", run.validation)):
+        found = {p.removeprefix(f"{run.manifest.root}/"): reason for p, reason in loader.bad_clips.reasons.items()}
+        run.past.bad_clips[split] = run.past.bad_clips.get(split, {}) | found
+
+
+def seed_epoch(seed: int, number: int, rank: int) -> None:
+    """Seed what draws dropout's masks: others in every epoch and on every process, and the same after a resumption."""
+    (state,) = np.random.SeedSequence((seed, number, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state))
+
+
+def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, TimeBreakdown]:
+    """Return what the epoch did and where its time went. `number` counts from 0."""
     step.classifier.train()
     steps = len(loader)
     total = torch.zeros((), device=step.device)
@@ -197,7 +222,9 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
                 total += step(batch.frames, batch.labels, number + done / steps)
             clips, done = clips + len(batch), done + 1
             if (done % LOSS_EVERY == 0 or done == steps) and not torch.isfinite(total):
-                raise UserError(f"the loss became {total.item()} in epoch {number + 1}; try a smaller --lr")
+                raise UserError(
+                    f"the loss became {total.item()} in epoch {number + 1}; {run_state.way_out(number + 1)}"
+                )
             now = time.perf_counter()
             lane.add("train", begun, now, what)
             elapsed = now - start
@@ -207,8 +234,8 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
     seconds = time.perf_counter() - start
     ledger.stop()
-    epoch = Epoch(number + 1, loss, clips / seconds, (loader.wait_s - waited_before) / seconds)
-    return epoch, seconds, break_down(ledger)
+    wait_share = (loader.wait_s - waited_before) / seconds
+    return Epoch(number + 1, loss, clips / seconds, wait_share, seconds, stand_ins=0), break_down(ledger)
 
 
 def validate(run: Run) -> Scores:
@@ -220,8 +247,8 @@ def validate(run: Run) -> Scores:
         with torch.inference_mode(), autocast(run.step.precision, loader.device):
             part = score(run.classifier, loader.epoch())
     parts = [p for p in gather(part, run.ranks) if p is not None]
-    return Scores(
-        tuple(i for p in parts for i in p.ids),
-        torch.cat([p.logits for p in parts]),
-        torch.cat([p.labels for p in parts]),
-    )
+    logits = torch.cat([p.logits for p in parts])
+    if not logits.isfinite().all():
+        done = len(run.past.history)
+        raise UserError(f"validation after epoch {done + 1}: logits that are not finite; {run_state.way_out(done + 1)}")
+    return Scores(tuple(i for p in parts for i in p.ids), logits, torch.cat([p.labels for p in parts]))

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 class Progress:
     """The line of every epoch on the screen, and its scalars in the output folder, by the first process only."""
 
-    def __init__(self, recipe: Recipe, is_first: bool) -> None:
-        self._recipe, self._writer = recipe, self._open(recipe) if is_first else None
+    def __init__(self, recipe: Recipe, is_first: bool, done: int) -> None:
+        """`done`: epochs that were trained before; what the folder's scalars say of later ones no longer counts."""
+        self._recipe, self._writer = recipe, self._open(recipe, done) if is_first else None
 
     @staticmethod
-    def _open(recipe: Recipe) -> SummaryWriter:
+    def _open(recipe: Recipe, done: int) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(recipe.output))
+        return SummaryWriter(str(recipe.output), purge_step=done + 1)
 
     def report(self, epoch: Epoch, breakdown: TimeBreakdown) -> None:
         """Say what the epoch did."""

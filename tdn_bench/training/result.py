@@ -25,6 +25,8 @@ class Epoch:
     loss: float
     clips_per_s: float
     wait_share: float  # of the epoch's time, spent waiting for data
+    train_s: float  # its wall time, validation left out
+    stand_ins: int  # times that another video took a bad one's place, over all processes
     top1: float | None = None  # percent, on the validation split
     top5: float | None = None
 
@@ -36,16 +38,15 @@ class TrainResult:
     checkpoint: Path  # of the last epoch, which `scores` belong to
     epochs: tuple[Epoch, ...]
     scores: Scores
-    bad_clips: int  # of the training split; these four are counted over all processes
-    replacements: int  # times that another video took a bad one's place
+    bad_clips: int  # of the training split; these three are counted over all processes
     validation_bad_clips: int
     bad_clip_reasons: Mapping[str, str]  # by path, of both splits, the first MAX_REASONS
-    train_s: float  # wall time of all epochs, validation left out
     manifest: Manifest
     precision: str
     device: torch.device
     ledger: Mapping[str, object]  # figures of this process's last epoch; none where a resumed run had nothing to do
     threads: Sequence[Mapping[str, Any]]  # what each of its threads booked then
+    changes: Sequence[Mapping[str, Any]] = ()  # settings that a resumption changed: after_epoch, {name: [old, new]}
 
 
 def train_record(recipe: Recipe, result: TrainResult) -> Record:
@@ -56,11 +57,11 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "top5_percent": result.scores.top(5),
         "best_top1_percent": max(e.top1 for e in result.epochs if e.top1 is not None),
         "loss": last.loss,
-        "train_s": result.train_s,
+        "train_s": sum(e.train_s for e in result.epochs),
         "clips_per_s": sum(e.clips_per_s for e in result.epochs) / len(result.epochs),
         "wait_share": sum(e.wait_share for e in result.epochs) / len(result.epochs),
         "bad_clips": result.bad_clips,
-        "stand_ins": result.replacements,
+        "stand_ins": sum(e.stand_ins for e in result.epochs),
         "validation_bad_clips": result.validation_bad_clips,
         **result.ledger,
     }
@@ -78,6 +79,8 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "bad_clips": result.bad_clip_reasons,
         "ledger": result.threads,
     }
+    if result.changes:  # the settings are the last epochs' only
+        details["changed_settings"] = result.changes
     return make_record(
         "train",
         recipe.name,

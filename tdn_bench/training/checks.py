@@ -1,0 +1,87 @@
+"""What could not be trained or written, found before any data is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from tdn_bench.checkpoint import LoadReport
+from tdn_bench.cli import flag
+from tdn_bench.errors import UserError
+from tdn_bench.recipes import Recipe
+from tdn_bench.records import check_folder
+from tdn_bench.training import run_state
+
+MAX_SEGMENTS = 1024
+MAX_SIZE = 4096  # pixels
+MAX_WORKERS = 1024
+MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError for what could not be trained or written."""
+    _check_numbers(recipe)
+    recipe.loader.policy()
+    starts = [name for name in ("init", "checkpoint", "finetune") if getattr(recipe.start, name) is not None]
+    if len(starts) > 1:
+        raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
+    for name in starts:
+        file = getattr(recipe.start, name)
+        if not recipe.resume and not file.is_file():
+            raise UserError(f"{flag(name)} {file}: no such checkpoint file")
+    if recipe.resume and recipe.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    run_state.check_allowed(recipe)
+    if not recipe.name.isprintable() or not 0 < len(os.fsencode(recipe.name)) <= 150 or "/" in recipe.name:
+        raise UserError(f"--name {recipe.name!r}: is a part of a file's name; take up to 150 letters, without a /")
+    check_folder("--output", recipe.output)
+    if recipe.results is not None:
+        check_folder("--results", recipe.results)
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    spec, o = recipe.clip_spec(), recipe.optimization
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    workers = 1 if recipe.data.workers is None else recipe.data.workers
+    # every comparison is false of NaN
+    for name, value, right, words in (
+        ("num_segments", spec.num_segments, 1 <= spec.num_segments <= MAX_SEGMENTS, f"from 1 to {MAX_SEGMENTS}"),
+        ("size", spec.size, spec.size >= 64, "at least 64 pixels"),
+        ("size", spec.size, spec.size <= MAX_SIZE, f"at most {MAX_SIZE} pixels"),
+        ("crop_ratio", spec.crop_ratio, 0 < spec.crop_ratio <= 1, "above 0 and at most 1"),
+        ("crop_scales", spec.crop_scales, all(0 < s <= 1 for s in spec.crop_scales or [0]), "above 0 and at most 1"),
+        ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
+        ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
+        ("epochs", o.epochs, 1 <= o.epochs < 10**6, "at least 1, and below a million"),
+        ("lr", o.lr, 0 < o.lr < math.inf, "above 0 and finite"),
+        ("milestones", o.milestones, all(a < b for a, b in pairwise((0, *o.milestones))), "above 0 and ascending"),
+        ("warmup_epochs", o.warmup_epochs, 0 <= o.warmup_epochs <= o.epochs, f"from 0 to --epochs {o.epochs}"),
+        ("momentum", o.momentum, 0 <= o.momentum < 1, "from 0 to below 1"),
+        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < math.inf, "at least 0 and finite"),
+        ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm < math.inf, "above 0 and finite"),
+        ("evaluate_every", recipe.evaluate_every, recipe.evaluate_every >= 1, "at least 1"),
+        ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "at least 0, and below 2^63"),
+        ("workers", workers, workers >= 1, "at least 1"),
+        ("workers", workers, workers <= MAX_WORKERS, f"at most {MAX_WORKERS}"),
+    ):
+        if not right:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(f"{flag(name)} {shown}: must be {words}")
+    if o.batch_size % processes:
+        raise UserError(f"--batch-size {o.batch_size} does not divide over {processes} processes")
+    if (size := o.batch_size // processes * math.prod(spec.shape)) > MAX_BATCH_BYTES:
+        raise UserError(
+            f"--batch-size {o.batch_size}, --num-segments {spec.num_segments}, --size {spec.size}: the frames of one "
+            f"batch would take {size / 2**30:.0f} GiB, over {MAX_BATCH_BYTES // 2**30}; make one of them smaller"
+        )
+
+
+def check_classes(file: Path, report: LoadReport, classes: Sequence[str]) -> None:
+    """Raise UserError where a checkpoint that a network starts from names other classes than the data, or the same ones
+    in another order: its classifier would be wrong without a word."""
+    noted = report.metadata.get("classes")
+    if noted is not None and (difference := run_state.first_difference(noted, classes)) is not None:
+        raise UserError(f"{file}: {difference}; name the classes as it does, or start with --finetune in its place")

@@ -1,0 +1,421 @@
+"""A run on disk: one run a folder, what a resumption compares, damaged states, and kills between any two files."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from support.flags import configure
+from support.paths import TESTS
+from torch import nn
+
+from tdn_bench import checkpoint
+from tdn_bench.checkpoint import read_metadata
+from tdn_bench.errors import UserError
+from tdn_bench.recipes import Recipe, demo
+from tdn_bench.training import TrainStep, run_state
+from tdn_bench.training.result import Epoch
+from tdn_bench.training.run_state import FP16_MAX, Past, claim, compare, describe, find_unsound, restore, save
+
+CPU = torch.device("cpu")
+DATA = {"data": "0" * 64, "classes": ["up", "down", "left"], "backend": "pyav"}
+
+
+def recipe_in(folder: Path, **flags: Any) -> Recipe:
+    return configure(demo(), model="tsn_resnet_small", num_segments=2, output=folder, schedule="step", **flags)
+
+
+def settings(recipe: Recipe, **changes: Any) -> dict[str, Any]:
+    return describe(recipe, CPU, "fp32", 1) | DATA | changes
+
+
+class Tiny(nn.Module):
+    """As little of a network as can be saved and gone on from."""
+
+    num_segments = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+
+
+def fresh(recipe: Recipe) -> tuple[TrainStep, Any]:
+    torch.manual_seed(0)
+    network = Tiny()
+    return TrainStep(network, recipe.optimization, "fp32", CPU), network
+
+
+def pretend_epoch(step: TrainStep, network: Any, past: Past, top1: float | None) -> None:
+    """Another epoch's weights, momentum, statistics and history: a pure function of those before."""
+    number = len(past.history) + 1
+    torch.manual_seed(number)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            buffer = step.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            parameter += buffer.mul_(0.9).add_(torch.randn_like(parameter))
+        for buffer in network.buffers():
+            buffer += 1
+    past.history.append(Epoch(number, 1 / number, 10.0, 0.1, 2.0, 0, top1, top1))
+
+
+def resumed(recipe: Recipe, **changes: Any) -> tuple[TrainStep, Any, Past]:
+    step, network = fresh(recipe)
+    past = restore(run_state.read(recipe.output), settings(recipe, **changes), recipe, step, network)
+    return step, network, past
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Recipe:
+    """A run of two epochs, saved."""
+    recipe = recipe_in(tmp_path, epochs=3)
+    step, network = fresh(recipe)
+    past = Past(settings(recipe))
+    for top1 in (None, 50.0):
+        pretend_epoch(step, network, past, top1)
+        save(recipe, step, network, past)
+    return recipe
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {f: (load_file(folder / f), read_metadata(folder / f)) for f in ("last.safetensors", "best.safetensors")}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(
+        notes == b[name][1] and all(torch.equal(tensor, b[name][0][k]) for k, tensor in tensors.items())
+        for name, (tensors, notes) in a.items()
+    )
+
+
+class Killed(BaseException):
+    """No handler of the product's catches it, as none catches SIGKILL."""
+
+
+@pytest.mark.parametrize("top1s", [(50.0, None, 60.0), (50.0, None, 40.0), (None, None, 50.0), (50.0, 50.0, 50.0)])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("kill_at", range(1, 8))
+def test_a_run_killed_around_any_file_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1s: tuple[float | None, ...], before: bool, kill_at: int
+) -> None:
+    def run(folder: Path, resume: bool) -> None:
+        recipe = recipe_in(folder, epochs=len(top1s))
+        if resume:
+            step, network, past = resumed(recipe)
+            run_state.write_weights(recipe, network, past)
+        else:
+            (step, network), past = fresh(recipe), Past(settings(recipe))
+        for top1 in top1s[len(past.history) :]:
+            pretend_epoch(step, network, past, top1)
+            save(recipe, step, network, past)
+
+    run(tmp_path / "whole", resume=False)
+    count, move = 0, os.replace
+
+    def kill(source: Path, target: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == kill_at and before:
+            raise Killed
+        move(source, target)
+        if count == kill_at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", kill)
+        try:
+            run(tmp_path / "killed", resume=False)
+        except Killed:
+            pass
+        else:
+            assert count < kill_at  # it does not move so many files
+    run(tmp_path / "killed", resume=(tmp_path / "killed" / "last.pt").exists())
+    assert same(files(tmp_path / "whole"), files(tmp_path / "killed"))
+
+
+@pytest.mark.slow
+def test_fifty_real_kills(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "support.kill_training", str(tmp_path), "50"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["kills"] > 45
+    assert said["different"] == 0, done.stdout
+
+
+def test_a_resumption_holds_what_was_saved(saved: Recipe) -> None:
+    step, network, past = resumed(saved)
+    (other, theirs), done = fresh(saved), Past({})
+    for _ in range(2):
+        pretend_epoch(other, theirs, done, None)
+    assert [e.epoch for e in past.history] == [1, 2]
+    assert not past.changes
+    for (name, ours), expected in zip(network.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours, expected), name
+        momentum = [s.optimizer.state[p]["momentum_buffer"] for s, p in ((step, ours), (other, expected))]
+        assert torch.equal(*momentum), name
+    assert all(map(torch.equal, network.buffers(), theirs.buffers()))
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "word"),
+    [
+        ({"lr": 0.1}, {}, "--lr 0.01 → 0.1"),
+        ({"batch_size": 4}, {}, "--batch-size 8 → 4"),
+        ({"momentum": 0.8}, {}, "--momentum 0.9 → 0.8"),
+        ({"weight_decay": 0.0}, {}, "--weight-decay 0.0005 → 0"),
+        ({"clip_gradient_norm": 1.0}, {}, "--clip-gradient-norm 20 → 1"),
+        ({"warmup_epochs": 2.0}, {}, "--warmup-epochs 1 → 2"),
+        ({"milestones": (1, 2)}, {}, "--milestones [30, 45, 55] → [1, 2]"),
+        ({"seed": 1}, {}, "--seed 0 → 1"),
+        ({"size": 96}, {}, "--size 64 → 96"),
+        ({"num_segments": 4}, {}, "--num-segments 2 → 4"),
+        ({"crop_ratio": 0.5}, {}, "--crop-ratio 1 → 0.5"),
+        ({"crop_scales": (1.0,)}, {}, "--crop-scales [1.0, 0.875] → [1.0]"),
+        ({"dropout": 0.5}, {}, "--dropout 0 → 0.5"),
+        ({"model": "tdn_resnet_small"}, {}, "--model tsn_resnet_small → tdn_resnet_small"),
+        ({"init": Path("/r50.pth")}, {}, "--init None → /r50.pth"),
+        ({"checkpoint": Path("/a.pth")}, {}, "--checkpoint None → /a.pth"),
+        ({"finetune": Path("/a.pth")}, {}, "--finetune None → /a.pth"),
+        ({"seed": 1, "lr": 0.1}, {}, "--lr 0.01 → 0.1, --seed 0 → 1; resume with the run's own"),
+        ({}, {"precision": "bf16"}, "--precision fp32 → bf16"),
+        ({}, {"processes": 2}, "processes 1 → 2"),
+        ({}, {"data": "f" * 64}, "another data set (digest 000000000000 → ffffffffffff)"),
+        ({}, {"backend": "dali"}, "--backend pyav → dali"),
+        ({}, {"classes": ["up", "left", "down"]}, "class 1 is 'down' there and 'left' in the data"),
+        ({}, {"classes": ["up", "down"]}, "notes 3 classes, the data have 2"),
+        ({"epochs": 1}, {}, "--epochs 1: the run in"),
+    ],
+)
+def test_a_setting_that_decides_the_result_may_not_differ(
+    saved: Recipe, flags: dict[str, Any], changes: dict[str, Any], word: str
+) -> None:
+    state = run_state.read(saved.output)
+    with pytest.raises(UserError) as caught:
+        compare(state, settings(configure(saved, **flags), **changes), ())
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_compared_or_said_to_be_free(saved: Recipe) -> None:
+    """A recipe's new field is compared until somebody says that it need not be."""
+    free = {"name", "output", "results", "resume", "overwrite", "allow_changes"}  # how it is called
+    free |= {"dataset", "split", "labels", "manifest", "train_list", "val_list", "class_names"}  # data: digest, classes
+    free |= {"workers", "device", "compile", "evaluate_every", "on_bad_clip", "max_bad_share", "verify_checksums"}
+    state = run_state.read(saved.output)
+    refused = set()
+    for name in state.past.settings:
+        past = replace(state.past, settings=state.past.settings | {name: "another"})
+        try:
+            compare(replace(state, past=past), settings(saved), ())
+        except UserError:
+            refused.add(name)
+    assert refused == ({*saved.settings(), "classes", "processes"} - free - {"epochs"})  # of step, epochs may grow
+
+
+def test_training_longer_is_free_by_steps_and_refused_along_a_cosine(saved: Recipe) -> None:
+    state = run_state.read(saved.output)
+    assert compare(state, settings(configure(saved, epochs=9)), ()) == {"epochs": [3, 9]}
+    cosine = settings(configure(saved, schedule="cosine"))
+    state = replace(state, past=replace(state.past, settings=cosine))
+    with pytest.raises(UserError, match="--epochs 3 → 9"):
+        compare(state, cosine | {"epochs": 9}, ())
+
+
+def test_a_change_that_is_allowed_is_taken_and_noted(saved: Recipe) -> None:
+    again = configure(saved, lr=0.001, weight_decay=0.0, resume=True, allow_changes=("lr", "weight-decay"))
+    step, network, past = resumed(again)
+    changed = {"lr": [0.01, 0.001], "weight_decay": [5e-4, 0.0]}
+    assert past.changes == [{"after_epoch": 2, "changed": changed}]
+    assert [g["weight_decay"] for g in step.optimizer.param_groups] == [0, 0, 0]
+    pretend_epoch(step, network, past, None)
+    save(again, step, network, past)
+    _, _, past = resumed(configure(again, allow_changes=()))  # the new settings are the run's own from here on
+    assert past.changes == [{"after_epoch": 2, "changed": changed}]
+
+
+def test_the_gradient_scaler_goes_on_and_a_new_precision_begins_its_own(saved: Recipe) -> None:
+    def of_fp16() -> tuple[TrainStep, Any]:
+        _, network = fresh(saved)
+        return TrainStep(network, saved.optimization, "fp16", CPU), network
+
+    begun = of_fp16()[0].scaler.get_scale()
+    step, network = of_fp16()
+    allowed = configure(saved, resume=True, allow_changes=("precision",))
+    past = restore(run_state.read(saved.output), settings(saved, precision="fp16"), allowed, step, network)
+    assert step.scaler.get_scale() == begun
+    step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 4.0, "_growth_tracker": 7})
+    pretend_epoch(step, network, past, None)
+    save(saved, step, network, past)
+    step, network = of_fp16()
+    restore(run_state.read(saved.output), settings(saved, precision="fp16"), saved, step, network)
+    assert (step.scaler.get_scale(), step.scaler.state_dict()["_growth_tracker"]) == (4.0, 7)
+
+
+def test_allowed_changes_are_settings_of_a_resumption(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, resume=True)
+    run_state.check_allowed(configure(recipe, allow_changes=("lr", "batch-size", "data", "processes")))
+    for name in ("classes", "output", "learning_rate", "--lr"):
+        with pytest.raises(
+            UserError, match=f"--allow-changes {name}: no such setting; name some of backend batch_size"
+        ):
+            run_state.check_allowed(configure(recipe, allow_changes=(name,)))
+    with pytest.raises(UserError, match="is for --resume"):
+        run_state.check_allowed(configure(recipe, allow_changes=("lr",), resume=False))
+
+
+def notes(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """The damage to the plain part of a state."""
+
+    def damage(state: dict[str, Any]) -> None:
+        plain = json.loads(state["notes"])
+        change(plain)
+        state["notes"] = json.dumps(plain)
+
+    return damage
+
+
+def first(state: dict[str, Any], part: str, change: Callable[[torch.Tensor], object]) -> None:
+    name = next(k for k, v in state[part].items() if v.dim() > 1)
+    state[part][name] = change(state[part][name])
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "empty": lambda s: s.clear(),
+    "another format": lambda s: s.update(format="tdn_bench training state 1"),
+    "a format of tensors": lambda s: s.update(format=torch.ones(2)),
+    "no network": lambda s: s.pop("network"),
+    "no momentum": lambda s: s.pop("momentum"),
+    "no notes": lambda s: s.pop("notes"),
+    "notes of another type": lambda s: s.update(notes=torch.ones(2)),
+    "notes that are no JSON": lambda s: s.update(notes="{"),
+    "notes that are a list": lambda s: s.update(notes="[1]"),
+    "deep notes": lambda s: s.update(notes="[" * 100_000),
+    "a network that is a list": lambda s: s.update(network=[1]),
+    "a tensor less": lambda s: s["network"].popitem(),
+    "a tensor more": lambda s: s["network"].update(more=torch.ones(2)),
+    "a momentum more": lambda s: s["momentum"].update(more=torch.ones(2)),
+    "a tensor of another shape": lambda s: first(s, "network", lambda t: t[:1]),
+    "a tensor of another type": lambda s: first(s, "network", lambda t: t.double()),
+    "a complex tensor": lambda s: first(s, "network", lambda t: t.to(torch.complex64)),
+    "a sparse tensor": lambda s: first(s, "network", lambda t: t.to_sparse()),
+    "a number for a tensor": lambda s: first(s, "network", lambda t: 3),
+    "NaN": lambda s: first(s, "network", lambda t: t * math.nan),
+    "weights of 1e29": lambda s: first(s, "network", lambda t: t + 1e29),
+    "infinite momentum": lambda s: first(s, "momentum", lambda t: t / 0),
+    "momentum of another shape": lambda s: first(s, "momentum", lambda t: t[:1]),
+    "no history": notes(lambda n: n.pop("history")),
+    "an empty history": notes(lambda n: n["history"].clear()),
+    "a history of words": notes(lambda n: n.update(history="epochs")),
+    "an epoch more": notes(lambda n: n["history"].append(n["history"][0])),
+    "an epoch of other fields": notes(lambda n: n["history"][0].update(accuracy=3)),
+    "a loss of words": notes(lambda n: n["history"][0].update(loss="small")),
+    "a loss of NaN": notes(lambda n: n["history"][0].update(loss=math.nan)),
+    "no loss": notes(lambda n: n["history"][0].update(loss=None)),
+    "settings that are a number": notes(lambda n: n.update(settings=3)),
+    "no settings": notes(lambda n: n.update(settings={})),
+    "changes that are a number": notes(lambda n: n.update(changes=3)),
+    "bad clips that are a list": notes(lambda n: n.update(bad_clips=[1])),
+    "a scaler that is a number": notes(lambda n: n.update(scaler=3)),
+    "a scaler of words": notes(lambda n: n.update(scaler={"scale": "large"})),
+    "a scaler where there is none": notes(lambda n: n.update(scaler={"scale": 3.0})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_one_line(saved: Recipe, damage: str) -> None:
+    file = saved.output / "last.pt"
+    state = torch.load(file, weights_only=True)
+    DAMAGE[damage](state)
+    torch.save(state, file)
+    with pytest.raises(UserError, match=r"last\.pt: .*(--overwrite|resume with|class names)") as caught:
+        resumed(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), "text", 3, {"state_dict": {}}, {"weight": torch.ones(2)}])
+def test_a_foreign_file_is_one_line(saved: Recipe, content: object) -> None:
+    torch.save(content, saved.output / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: not a state that this version can resume"):
+        resumed(saved)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.sampled_from(["settings", "history", "changes", "bad_clips", "scaler"]), PLAIN)
+def test_no_plain_part_of_a_state_is_a_traceback(key: str, value: object) -> None:
+    plain = {"settings": {}, "history": [vars(Epoch(1, 1, 1, 0, 1, 0))], "changes": [], "bad_clips": {}, "scaler": {}}
+    state = {"format": run_state.FORMAT, "notes": json.dumps(plain | {key: value}), "network": {}, "momentum": {}}
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
+        patch.setattr(run_state, "read_training_state", lambda _: state)
+        compare(run_state.read(Path("run")), settings(recipe_in(Path("run"))), ())
+
+
+def test_what_no_sound_network_holds_is_named() -> None:
+    sound = {"w": torch.tensor([-1.0, 3.0]), "bn.running_var": torch.tensor([1e9]), "count": torch.tensor(10**12)}
+    assert find_unsound(sound) is None
+    for name, value in (
+        ("w", -1e29),
+        ("w", math.nan),
+        ("w", math.inf),
+        ("w", 1.1 * FP16_MAX),
+        ("bn.running_var", 1e10),
+    ):
+        assert find_unsound(sound | {name: torch.tensor([0.0, value])}) == f"{name} reaches {abs(value):g}"
+    with pytest.raises(UserError, match=r"the loss became 1e.06 in epoch 3, which is not saved; .* from epoch 2 on"):
+        run_state.check_sound(torch.nn.Linear(1, 1), Epoch(3, 1e6, 1, 0, 1, 0))
+
+
+def test_a_folder_holds_one_run_and_is_written_by_one(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    (tmp_path / ".saving-of-a-killed-run").mkdir()
+    (tmp_path / ".saving-of-a-killed-run" / "last.pt").touch()
+    with claim(recipe):
+        assert not list(tmp_path.glob(".saving-*"))
+        for other in (recipe, configure(recipe, resume=True), configure(recipe, overwrite=True)):
+            with pytest.raises(UserError, match="another training is writing there"), claim(other):
+                pass
+    for name in ("last.pt", "last.safetensors", "best.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=rf"holds a run already \({name}\); .*--resume.*--overwrite"), claim(recipe):
+            pass
+        for other in (configure(recipe, resume=True), configure(recipe, overwrite=True)):
+            with claim(other):
+                assert (tmp_path / name).exists()
+        (tmp_path / name).unlink()
+
+
+def test_a_run_that_replaces_another_leaves_none_of_its_weights(saved: Recipe) -> None:
+    (step, network), past = fresh(saved), Past(settings(saved))
+    pretend_epoch(step, network, past, None)
+    save(saved, step, network, past)
+    assert read_metadata(saved.output / "last.safetensors")["epoch"] == 1
+    assert not (saved.output / "best.safetensors").exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_state(saved: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    step, network, past = resumed(saved)
+    before = (saved.output / "last.pt").read_bytes()
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    pretend_epoch(step, network, past, None)
+    with pytest.raises(UserError, match=r"epoch 3 cannot be saved .*No space left"):
+        save(saved, step, network, past)
+    assert (saved.output / "last.pt").read_bytes() == before
