@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engines import prepare_compiler
 from pipelines.annotations import flip_labels
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
@@ -136,6 +137,7 @@ def start_network(recipe: Recipe, num_classes: int) -> SegmentNetwork:
 def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks: Ranks) -> nn.Module:
     """What the optimisation step calls: the network itself, compiled, spread over processes."""
     if recipe.compile:
+        prepare_compiler()
         classifier = torch.compile(classifier)  # type: ignore[assignment]
     if ranks.world_size > 1:
         ids = [device] if device.type == "cuda" else None

@@ -31,8 +31,8 @@ from engines.trt_build import (
     new_config,
     new_log,
     save_timing_cache,
-    write_whole,
 )
+from storage.private import read_sealed, write_sealed
 from tdn_bench.models import FrameClassifier
 from tdn_bench.models.inference import ShiftedTemporalConv
 from tdn_bench.models.resnet import RESNET50, ResNetConfig
@@ -294,12 +294,12 @@ def test_timing_cache_is_combined_and_replaced_where_it_does_not_fit(before, mea
     path, config = tmp_path / "folder" / "timings", TimingConfig()
     for content in (before, meanwhile):
         if content is not None:
-            write_whole(path, content)
+            write_sealed(path, content)
         if content is before:
             load_timing_cache(config, path)
     config.cache.entries.add("new")
     save_timing_cache(config, path)
-    assert path.read_text() == after
+    assert read_sealed(path).decode() == after
     assert [file.name for file in path.parent.iterdir()] == ["timings"]
 
 
