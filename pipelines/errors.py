@@ -13,3 +13,8 @@ class BadClip(DataError):
     def __init__(self, video_id: str, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.video_id, self.path, self.reason = video_id, path, reason
+
+
+def printable(text: str) -> str:
+    """`text` on one line, fit for a terminal: control characters, marks of direction and lone surrogates as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

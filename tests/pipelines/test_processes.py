@@ -20,6 +20,7 @@ def test_results_come_in_order(workers: int, chunksize: int) -> None:
 
 SCRIPT = """
 import signal
+import sys
 import time
 from pipelines.processes import map_in_processes
 
@@ -28,7 +29,8 @@ def slow(number):
     return number
 
 if __name__ == "__mp_main__":
-    print("starting", flush=True)
+    sys.stdout.write("starting\n")  # in one piece, also unbuffered
+    sys.stdout.flush()
     time.sleep(1)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
