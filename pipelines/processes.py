@@ -19,6 +19,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def max_workers() -> int:
+    """More threads or processes than this gain nothing here, and thousands take the machine down."""
+    return 16 * cores()
+
+
 def _end_with_parent() -> None:
     """Let this process end when the one that started it has: it would wait for work for ever."""
     parent = multiprocessing.parent_process()
@@ -38,7 +43,7 @@ def map_in_processes(work: Callable[[T], R], items: Sequence[T], workers: int, c
     They finish what they hold, as they do when the caller stops listening for another reason, and begin nothing more.
     Where the caller's process is killed they end at once. Raises BrokenProcessPool where one of them is killed.
     """
-    workers = max(1, min(workers, -(-len(items) // chunksize)))
+    workers = max(1, min(workers, max_workers(), -(-len(items) // chunksize)))
     # spawn: a fork of a process with threads (DALI, OpenMP) can deadlock
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:

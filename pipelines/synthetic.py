@@ -32,7 +32,7 @@ from rich.progress import track
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError, printable
 from pipelines.label_files import class_name
-from pipelines.processes import cores, map_in_processes
+from pipelines.processes import cores, map_in_processes, max_workers
 
 TEMPLATES = (
     "Moving [something] away from the camera",
@@ -369,8 +369,8 @@ def make_dataset(
         raise DataError(
             f"train must be 8 to {VALIDATION_START} and validation at least 8, got {train} and {validation}"
         )
-    if seed < 0 or workers < 1:
-        raise DataError(f"seed must be at least 0 and workers at least 1, got {seed} and {workers}")
+    if seed < 0 or not 1 <= workers <= max_workers():
+        raise DataError(f"seed must be at least 0 and workers 1 to {max_workers()}, got {seed} and {workers}")
     folder = root / VIDEO_FOLDER
     try:
         _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})

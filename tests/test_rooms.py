@@ -23,7 +23,8 @@ ORDER = (
     ("cli",),
     ("checkpoint",),
     ("models", "records", "dataset_tools"),
-    ("errors", "tdn_bench"),
+    ("tdn_bench",),
+    ("errors",),
     ("pipelines", "engines"),
     ("storage",),
 )

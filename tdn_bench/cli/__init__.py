@@ -4,7 +4,7 @@ from tdn_bench.cli.child import Command, last_error_line
 from tdn_bench.cli.device import pick_device
 from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, SourceFlags, known_variant
 from tdn_bench.cli.run import parse, parse_subcommand, run_command
-from tdn_bench.cli.settings import as_flags, flag, settings_of
+from tdn_bench.cli.settings import as_flags, check_range, flag, settings_of
 from tdn_bench.cli.workload import SYNTHETIC_DATA, Workload, WorkloadFlags, calibration_clips
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "WorkloadFlags",
     "as_flags",
     "calibration_clips",
+    "check_range",
     "flag",
     "known_variant",
     "last_error_line",
