@@ -86,8 +86,8 @@ def create_engine(
         spec: what to build for.
         calibration: for int8 and fp8, batches of real uint8 frames (B, T, L, H, W, C), from which the ranges of
             activations are taken.
-        cache: a folder of the user's own; what was built for the same network, spec, libraries and machine is loaded from there, and
-            what is built now is stored. None builds anew.
+        cache: a folder of the user's own; what this user built for the same network, spec, libraries and machine is
+            loaded from there, and what is built now is stored. None builds anew.
 
     Raises EngineUnavailable where something is missing here, EngineError for an unknown name, a precision the engine
     has not got, missing calibration, or a network it cannot build.
@@ -116,13 +116,12 @@ def create_engine(
 
 def _check_calibration(calibration: Calibration, spec: EngineSpec) -> None:
     """Raise EngineError for what is no sequence of batches of uint8 frames as `spec` has them, at least one."""
-    if not isinstance(calibration, Sequence):
-        kind = "none were given" if calibration is None else f"{type(calibration).__name__} is no list of batches"
-        raise EngineError(f"precision {spec.precision} needs clips to calibrate on: {kind}")
+    if not isinstance(calibration, Sequence | None):
+        raise EngineError(f"calibration is a {type(calibration).__name__}: give a list of batches of uint8 frames")
     if not calibration:
         raise EngineError(f"precision {spec.precision} needs clips to calibrate on: none were given")
     for frames in calibration:
-        fits = isinstance(frames, Tensor) and frames.dtype == torch.uint8 and tuple(frames.shape[1:]) == spec.frames_shape
-        if not fits or not len(frames):
+        is_frames = isinstance(frames, Tensor) and frames.dtype == torch.uint8
+        if not is_frames or tuple(frames.shape[1:]) != spec.frames_shape or not len(frames):
             what = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
             raise EngineError(f"calibration holds {what}: give uint8 frames (B, *{spec.frames_shape})")

@@ -16,8 +16,8 @@ import pwd
 import secrets
 import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 SECRET_BYTES = 32
 
@@ -45,7 +45,7 @@ def private_folder(path: Path) -> Path:
     return real
 
 
-def open_private(path: Path) -> BinaryIO:
+def open_private(path: Path) -> BufferedReader:
     """A file in a `private_folder`, open for reading. Raises NotPrivate for one that others can write or that is not a
     regular file (a link, a pipe), another OSError for one that cannot be read."""
     try:

@@ -67,7 +67,9 @@ def _signals_raise() -> Iterator[None]:
         raise Terminated(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    within = {n: stop for n in (signal.SIGTERM, signal.SIGHUP) if before[n] is signal.SIG_DFL}
+    within: dict[signal.Signals, Any] = {
+        n: stop for n in (signal.SIGTERM, signal.SIGHUP) if before[n] is signal.SIG_DFL
+    }
     if before[signal.SIGINT] is leave:
         within[signal.SIGINT] = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals

@@ -408,7 +408,9 @@ def test_a_folder_that_others_can_write_is_refused_or_the_default_done_without(t
     (folder := tmp_path / "tdn_bench" / "engines").mkdir(parents=True)
     fetch(folder)
     folder.chmod(0o777)
-    with pytest.raises(EngineError, match=f"{folder} can be written by other users.* chmod go-w {folder}; name another"):
+    with pytest.raises(
+        EngineError, match=f"{folder} can be written by other users.* chmod go-w {folder}; name another"
+    ):
         fetch(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.warns(UserWarning, match="can be written by other users"):

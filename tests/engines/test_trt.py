@@ -448,7 +448,10 @@ def test_kernels_compiled_by_earlier_processes_are_loaded(tmp_path: Path) -> Non
     path = tmp_path / "kernels.cache"
     assert create_context(trt, engine, SPEC, path)[0] == "context"
     assert told == []
-    path.write_bytes(b"kernels")
+    path.write_bytes(b"planted")
+    assert create_context(trt, engine, SPEC, path)[1] is not None
+    assert told == []
+    write_sealed(path, b"kernels")
     assert create_context(trt, engine, SPEC, path)[1] is not None
     assert told == [b"kernels"]
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"

@@ -131,7 +131,12 @@ def test_a_group_of_ones_own_may_write(folder: Path, monkeypatch) -> None:
     (path := folder / "cache").mkdir()
     path.chmod(0o775)
     monkeypatch.setattr(storage.private.pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="ann"))
-    for name, members, private in (("ann", [], True), ("ann", ["ann"], True), ("ann", ["bob"], False), ("lab", [], False)):
+    for name, members, private in (
+        ("ann", [], True),
+        ("ann", ["ann"], True),
+        ("ann", ["bob"], False),
+        ("lab", [], False),
+    ):
         group = SimpleNamespace(gr_name=name, gr_mem=members)
         monkeypatch.setattr(storage.private.grp, "getgrgid", lambda number, group=group: group)
         if private:

@@ -1,4 +1,4 @@
-"""How commands end: one line and a status of its own for the user's errors, signals, the machine's limits and our faults."""
+"""How commands end: in one line for the user's errors, signals and the machine's limits; a status for our faults."""
 
 import errno
 import os
@@ -37,11 +37,23 @@ def ending(error: BaseException, capsys) -> tuple[int, list[str]]:
         (DataError("clip\x1b[31m\nx.mp4: no \udcff"), 2, r"error: clip\x1b[31m\nx.mp4: no \udcff"),
         (BadClip("1", "x.mp4", "cut"), 2, "error: x.mp4: cut"),
         (EngineError("a\nb"), 2, "error: a b"),
-        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 2, "error: /a/b: No space left on device; free some"),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; free some space, or name"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            2,
+            "error: /a/b: No space left on device; free some",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "error: No space left on device; free some space, or name",
+        ),
         (OSError(errno.EACCES, "Permission denied", b"/a/\xff"), 2, r"error: /a/\udcff: Permission denied"),
         (MemoryError(), 2, "error: memory ran out (Python); use a smaller batch"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 2, "error: memory ran out (CUDA out of memory. Tried)"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+            2,
+            "error: memory ran out (CUDA out of memory. Tried)",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Terminated(signal.SIGHUP), 129, "ended by SIGHUP"),
     ],
@@ -57,12 +69,16 @@ def deepen() -> None:
     deepen()
 
 
-@pytest.mark.parametrize("error", [ValueError("odd\x1b[31m\nthing"), KeyError("k"), RuntimeError(), OSError("no number")])
+@pytest.mark.parametrize(
+    "error", [ValueError("odd\x1b[31m\nthing"), KeyError("k"), RuntimeError(), OSError("no number")]
+)
 def test_our_own_fault_has_a_traceback_and_a_status_of_its_own(error, capsys) -> None:
     status, lines = ending(error, capsys)
     assert status == 70
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1].startswith("error: this is a fault of tdn_bench, not yours; please report it with the lines above: ")
+    assert lines[-1].startswith(
+        "error: this is a fault of tdn_bench, not yours; please report it with the lines above: "
+    )
     assert "\x1b" not in "".join(lines)
 
 
@@ -122,7 +138,7 @@ def test_a_command_ends_with_the_process_that_started_it() -> None:
 
 
 TORCH = {
-    "interrupted": "import time\nprint('importing', flush=True)\ntry: time.sleep(60)\nexcept BaseException: raise ImportError",
+    "interrupted": "import time\nprint('on', flush=True)\ntry: time.sleep(60)\nexcept BaseException: raise ImportError",
     "broken": "raise OSError('libtorch_cpu.so: undefined symbol')",
     "missing": "raise ImportError('no torch')",
 }
@@ -195,7 +211,9 @@ def test_clips_beyond_the_memory_are_refused_before_it_is_taken() -> None:
     from pipelines.clip import ClipSpec
 
     spec = ClipSpec(num_segments=8, frames_per_segment=5, size=224)
-    with pytest.raises(UserError, match=r"^--batch-size 1000000: clips of 8 × 5 frames of 224² pixels would take 2.41e\+04 GB"):
+    with pytest.raises(
+        UserError, match=r"^--batch-size 1000000: clips of 8 × 5 frames of 224² pixels would take 2.41e\+04 GB"
+    ):
         check_memory("batch_size", 10**6, spec)
     with pytest.raises(UserError, match="must be at least 1"):
         check_memory("batch_size", 0, spec)
