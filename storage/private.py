@@ -73,7 +73,8 @@ def _refuse_others(path: Path, about: os.stat_result, shared: bool = False) -> N
         return
     others = about.st_mode & stat.S_IWOTH
     if others or (about.st_mode & stat.S_IWGRP and not _own_group(about.st_gid)):
-        raise NotPrivate(f"{path} can be written by other users, who could plant code: chmod go-w {path}")
+        advice = f"chmod go-w {path}" + (" (or +t, if it is meant for all)" if shared else "")
+        raise NotPrivate(f"{path} can be written by other users, who could plant code: {advice}")
 
 
 def _own_group(number: int) -> bool:
