@@ -68,7 +68,7 @@ def open_private(path: Path) -> BufferedReader:
 def _refuse_others(path: Path, about: os.stat_result, shared: bool = False) -> None:
     """Raise NotPrivate where others own `path` or may write it; `shared`: a sticky folder may be open to all."""
     if about.st_uid not in (0, os.geteuid()):
-        raise NotPrivate(f"{path} belongs to another user (number {about.st_uid}), who could plant code: name another")
+        raise NotPrivate(f"{path} belongs to another user (number {about.st_uid}), who could plant code")
     if shared and about.st_mode & stat.S_ISVTX:
         return
     others = about.st_mode & stat.S_IWOTH
