@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from temporal_conv import interleave
 from torch import Tensor, nn
 
+from engines import prepare_compiler
 from tdn_bench.cli import known_variant, pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model
@@ -80,6 +81,7 @@ class TimedNetwork:
         self.module: Callable[[Tensor], Tensor] = classifier
         self.parameters = list(classifier.parameters())
         if mode.startswith("compiled"):
+            prepare_compiler()
             if not self.training:
                 classifier.fold_batch_norm()
             self.module = torch.compile(classifier, dynamic=False, fullgraph=True)

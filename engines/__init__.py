@@ -4,7 +4,7 @@ from engines.base import Engine, FileEngine, copy_network
 from engines.cache import default_cache_dir
 from engines.key import NotCacheable
 from engines.onnx_export import export_onnx
-from engines.pytorch import exact_float32
+from engines.pytorch import exact_float32, prepare_compiler
 from engines.quantize import Range, calibrate, quantisable, simulated
 from engines.registry import (
     ENGINES,
@@ -47,6 +47,7 @@ __all__ = [
     "engine_class",
     "exact_float32",
     "export_onnx",
+    "prepare_compiler",
     "quantisable",
     "simulated",
     "supported_precisions",

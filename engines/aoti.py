@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.base import FileEngine, copy_network
-from engines.pytorch import float32_as, keep_freed_memory, place, torch_details, why_no_compiler
+from engines.pytorch import float32_as, keep_freed_memory, place, prepare_compiler, torch_details, why_no_compiler
 from engines.spec import Calibration, EngineError, EngineSpec, device_type, ladder
 
 
@@ -38,6 +38,7 @@ class AotiEngine(FileEngine):
 
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
+        prepare_compiler()
         from torch._inductor.package import package_aoti
 
         network = place(copy_network(network, spec, cls.name))

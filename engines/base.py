@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from engines.cache import cached
+from engines.cache import cached, temporary_folder
 from engines.key import NotCacheable, engine_key
 from engines.spec import DTYPES, Calibration, EngineError, EngineSpec, device_type
 
@@ -140,8 +139,8 @@ class FileEngine(Engine):
                     engine = cls(spec, artifact.path)
                     engine.from_cache = artifact.hit
                     return engine
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"network{cls.suffix}"
+        with temporary_folder() as folder:
+            path = folder / f"network{cls.suffix}"
             cls.build(network, spec, calibration, path)
             return cls(spec, path)
 

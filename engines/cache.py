@@ -1,8 +1,9 @@
 """Built engines kept on disk: a second start loads what the first one built.
 
-An entry is a payload and a header (its whole key and the payload's checksum), named by a digest of the key, beside a
-lock. A payload is handed out only while header, key and checksum fit together. The processor or card is part of the
-key, so a folder may be copied to another machine: what was built for a different one is never asked for there.
+An entry is a payload and a header (its whole key, the payload's checksum and the user's seal), named by a digest of the
+key, beside a lock. A payload is handed out only while header, key and checksum fit together, and only to the user who
+built it, from a folder that nobody else can write: a built engine is code (`storage.private`). The processor or card is
+part of the key: what was built for a different one is never asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.spec import EngineError
+from storage.private import NotPrivate, open_private, private_folder, seal
 
 KEEP_BYTES = 20 * 10**9
 
@@ -34,8 +36,13 @@ class Artifact:
 
 
 def default_cache_dir() -> Path:
-    """Where built engines are cached unless the user names a folder: ~/.cache/tdn_bench/engines."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdn_bench" / "engines"
+    """Where built engines are cached unless the user names a folder: ~/.cache/tdn_bench/engines. Raises EngineError
+    for a user without a home folder, where XDG_CACHE_HOME does not name another."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise EngineError("this user has no home folder: set XDG_CACHE_HOME, or use --no-cache") from error
+    return base / "tdn_bench" / "engines"
 
 
 @contextmanager
@@ -50,26 +57,31 @@ def cached(
     """`with cached(…) as artifact:` gives the file that `build(path)` writes for `key`; the path holds inside the with.
 
     `key` is fit for JSON, `keep_bytes` is the size that the folder may have (`prune`), `suffix` the file name's.
-    It is built where there is none, or none that is whole and has this very key; a process that wants the same key
-    waits meanwhile, and then has it. What `build` raises goes through and leaves no entry. A folder that cannot be
-    written costs a warning and a build at every start. Raises EngineError for one that cannot be made.
+    It is built where there is none, or none that is whole, has this very key and was built by this user; a process that
+    wants the same key waits meanwhile, and then has it. What `build` raises goes through and leaves no entry. A folder
+    that cannot be written, or a default one that is not private, costs a warning and a build at every start. Raises
+    EngineError for a named one that is not private or cannot be made.
     """
     stem = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    payload = folder / f"{stem}{suffix}"
+    private: Path | None = None
     problem: OSError | None = None
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(_lock(payload.with_suffix(".lock"), fcntl.LOCK_SH))
+            private = private_folder(folder)
+            seal(b"")  # is there a place for the key?
+            lock = stack.enter_context(_lock(private / f"{stem}.lock", fcntl.LOCK_SH))
         except OSError as error:
-            if not folder.is_dir() and folder != default_cache_dir():
-                raise EngineError(f"cannot create the engine cache {folder}, name another folder: {error}") from error
+            if private is None and folder != default_cache_dir():
+                raise EngineError(f"cannot use the engine cache {folder}: {error}; name another folder") from error
             problem = error
-        hit = _intact(payload, key)
+        payload = (private or folder) / f"{stem}{suffix}"
+        hit = private is not None and _intact(payload, key)
         if not hit and problem is None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             hit = _intact(payload, key)  # somebody may have built it while this process waited
             if not hit:
+                if os.path.lexists(payload):
+                    warnings.warn(f"{payload} is not what you built here: it is built anew", stacklevel=3)
                 try:
                     _store(payload, key, build)
                 except OSError as error:
@@ -77,15 +89,31 @@ def cached(
         if problem is None:
             os.utime(lock)  # for `prune`
             with suppress(OSError):
-                prune(folder, keep_bytes)
+                prune(payload.parent, keep_bytes)
         elif not hit:
             warnings.warn(
                 f"cannot write to the engine cache {folder}, engines are built anew at every start: {problem}",
                 stacklevel=3,
             )
-            payload = Path(stack.enter_context(tempfile.TemporaryDirectory())) / payload.name
+            payload = stack.enter_context(temporary_folder()) / payload.name
             build(payload)
         yield Artifact(payload, hit)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for as long as the with lasts. Raises EngineError where others could put something else in its place, or
+    there is none."""
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:  # its message is of several folders
+        raise EngineError(f"no temporary folder can be made, set TMPDIR to one that can be written: {error}") from error
+    with folder as name:
+        try:
+            private_folder(Path(name))
+        except NotPrivate as error:
+            raise EngineError(f"{error}; or set TMPDIR to a folder of your own") from error
+        yield Path(name)
 
 
 def prune(folder: Path, keep_bytes: int = KEEP_BYTES) -> None:
@@ -103,16 +131,18 @@ def prune(folder: Path, keep_bytes: int = KEEP_BYTES) -> None:
 
 
 def _header(payload: Path, key: Mapping[str, Any]) -> bytes:
-    """What the header of the payload must be."""
-    with payload.open("rb") as file:
+    """What the header of the payload must be. Raises OSError, NotPrivate among them."""
+    with open_private(payload) as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1).encode()
+    about = {"sha256": checksum, "key": key}
+    sealed = seal(json.dumps(about, sort_keys=True).encode())
+    return json.dumps({**about, "seal": sealed}, sort_keys=True, indent=1).encode()
 
 
 def _intact(payload: Path, key: Mapping[str, Any]) -> bool:
-    header = payload.with_suffix(".json")
-    try:  # is_file, as a pipe would be waited for
-        return payload.is_file() and header.is_file() and header.read_bytes() == _header(payload, key)
+    try:
+        with open_private(payload.with_suffix(".json")) as header:
+            return header.read() == _header(payload, key)
     except OSError:
         return False
 
@@ -121,10 +151,12 @@ def _store(payload: Path, key: Mapping[str, Any], build: Callable[[Path], None])
     """Build an entry in the place of what is there. The caller holds the lock: another part is a dead builder's."""
     part = payload.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(mode=0o700)
     try:
         build(part / payload.name)
+        (part / payload.name).chmod(0o600)  # whatever the umask of the user, or a library, has made of it
         header = part / "header"
+        header.touch(mode=0o600)
         header.write_bytes(_header(part / payload.name, key))
         (part / payload.name).replace(payload)
         header.replace(payload.with_suffix(".json"))
@@ -135,7 +167,7 @@ def _store(payload: Path, key: Mapping[str, Any], build: Callable[[Path], None])
 @contextmanager
 def _lock(path: Path, operation: int) -> Iterator[int]:
     """The system frees it when its holder dies. The file stays: two processes could hold a deleted and a new one."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, operation)
         yield descriptor

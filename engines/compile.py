@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from engines.pytorch import TorchEngine, float32_as, torch_details, why_no_compiler
+from engines.pytorch import TorchEngine, float32_as, prepare_compiler, torch_details, why_no_compiler
 from engines.spec import EngineSpec, device_type, ladder
 
 
@@ -21,6 +21,7 @@ class CompileEngine(TorchEngine):
     cuda_precisions = ("fp32", "tf32", "bf16", "fp16")
 
     def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+        prepare_compiler()
         super().__init__(network, spec)
         self.sizes = ladder(spec)
         self._cuda_graphs = device_type(spec.device) == "cuda"

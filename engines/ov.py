@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.base import FileEngine
+from engines.cache import temporary_folder
 from engines.onnx_export import export_onnx, why_export_unavailable
 from engines.spec import Calibration, EngineError, EngineSpec
 
@@ -58,8 +58,8 @@ class OpenVinoEngine(FileEngine):
 
         core = openvino.Core()
         properties = _properties(spec, core)
-        with tempfile.TemporaryDirectory() as folder:
-            exported = Path(folder) / "network.onnx"  # in fp32: OpenVINO rounds by the hint
+        with temporary_folder() as folder:
+            exported = folder / "network.onnx"  # in fp32: OpenVINO rounds by the hint
             one = spec if spec.dynamic_batch else replace(spec, max_batch=1)
             export_onnx(network, one, exported, engine=cls.name, floating="fp32", calibration=calibration)
             model = core.read_model(exported)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from engines.base import Engine, copy_network
-from engines.spec import Calibration, EngineSpec, device_type
+from engines.cache import default_cache_dir, temporary_folder
+from engines.spec import Calibration, EngineError, EngineSpec, device_type
+from storage.private import private_folder
 
 
 def torch_details() -> dict[str, object]:
@@ -65,6 +68,27 @@ def why_no_compiler(device: str) -> str | None:
     if any(shutil.which(compiler) for compiler in compilers):
         return None
     return "torch.compile needs a C++ compiler: install g++ (apt install g++), or set CXX to the one you have"
+
+
+def prepare_compiler() -> None:
+    """See to it that inductor and Triton, which run what they find in their caches, find there what this user compiled.
+
+    TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR are set, for this process and those that it starts, where they are not:
+    torch's own choice is below /tmp, where anybody may have been first. Raises EngineError for a folder that is not
+    private, or that the compiler's command line has no way to name.
+    """
+    with temporary_folder():  # inductor puts into such a one what it compiles
+        pass
+    for variable, below in (("TORCHINDUCTOR_CACHE_DIR", "torchinductor"), ("TRITON_CACHE_DIR", "triton")):
+        folder = Path(os.environ.get(variable) or default_cache_dir().parent / below)
+        try:
+            os.environ[variable] = str(private_folder(folder))
+        except OSError as error:
+            raise EngineError(f"compiled code has no private place: {error}; or set {variable} to another") from error
+    places = {"TMPDIR": tempfile.gettempdir(), "TORCHINDUCTOR_CACHE_DIR": os.environ["TORCHINDUCTOR_CACHE_DIR"]}
+    for variable, place in places.items():
+        if place.split() != [place]:  # inductor quotes nothing
+            raise EngineError(f"torch.compile takes no space in {place!r}: set {variable} to a folder without one")
 
 
 class TorchEngine(Engine):

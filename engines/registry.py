@@ -6,9 +6,11 @@ To add an engine, write a subclass of `engines.base.Engine` in a file of its own
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from engines.aoti import AotiEngine
 from engines.base import Engine
@@ -73,7 +75,7 @@ def create_engine(
     spec: EngineSpec,
     *,
     calibration: Calibration = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
 ) -> Engine:
     """Build engine `name` from `network`; `network` is not changed.
 
@@ -84,22 +86,42 @@ def create_engine(
         spec: what to build for.
         calibration: for int8 and fp8, batches of real uint8 frames (B, T, L, H, W, C), from which the ranges of
             activations are taken.
-        cache: a folder; what was built for the same network, spec, libraries and machine is loaded from there, and
-            what is built now is stored. None builds anew.
+        cache: a folder of the user's own; what this user built for the same network, spec, libraries and machine is
+            loaded from there, and what is built now is stored. None builds anew.
 
     Raises EngineUnavailable where something is missing here, EngineError for an unknown name, a precision the engine
     has not got, missing calibration, or a network it cannot build.
     """
+    if not isinstance(network, nn.Module):
+        raise EngineError(f"network is a {type(network).__name__}: give a torch.nn.Module")
+    if not isinstance(spec, EngineSpec):
+        raise EngineError(f"spec is a {type(spec).__name__}: give an EngineSpec")
+    if not isinstance(cache, Path | str | None):
+        raise EngineError(f"cache is a {type(cache).__name__}: give a folder, or None")
     precisions = supported_precisions(name, spec.device)
     if spec.precision not in precisions:
         raise EngineError(
             f"engine {name!r} has no {spec.precision} on {spec.device}: choose precision {' or '.join(precisions)}"
         )
-    if spec.precision in QUANTISED and not calibration:
-        raise EngineError(f"precision {spec.precision} needs clips to calibrate on: none were given")
+    if spec.precision in QUANTISED:
+        _check_calibration(calibration, spec)
     if (reason := why_unavailable(name, spec.device)) is not None:
         raise EngineUnavailable(f"engine {name!r} on {spec.device}: {reason}")
     start = time.perf_counter()
-    engine = engine_class(name).create(network, spec, calibration, cache)
+    folder = None if cache is None else Path(cache)
+    engine = engine_class(name).create(network, spec, calibration, folder)
     engine.build_s = time.perf_counter() - start
     return engine
+
+
+def _check_calibration(calibration: Calibration, spec: EngineSpec) -> None:
+    """Raise EngineError for what is no sequence of batches of uint8 frames as `spec` has them, at least one."""
+    if not isinstance(calibration, Sequence | None):
+        raise EngineError(f"calibration is a {type(calibration).__name__}: give a list of batches of uint8 frames")
+    if not calibration:
+        raise EngineError(f"precision {spec.precision} needs clips to calibrate on: none were given")
+    for frames in calibration:
+        is_frames = isinstance(frames, Tensor) and frames.dtype == torch.uint8
+        if not is_frames or tuple(frames.shape[1:]) != spec.frames_shape or not len(frames):
+            what = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
+            raise EngineError(f"calibration holds {what}: give uint8 frames (B, *{spec.frames_shape})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class EngineSpec:
         frames_shape: the shape of one clip, (T, L, H, W, C).
         max_batch: the largest number of clips in a call.
         precision: one of PRECISIONS.
-        device: "cpu", "cuda" or "cuda:<number>".
+        device: "cpu", "cuda" or "cuda:<number>", or a torch.device.
         dynamic_batch: a batch costs what its own size costs (with an engine that compiles for fixed sizes, what the
             next power of two costs). Without it every batch is filled up to max_batch and costs as much.
         rewrite: let the network rewrite itself for inference, if it has `for_inference(engine)`.
@@ -55,10 +56,19 @@ class EngineSpec:
     exclude_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.frames_shape) != 5 or min(self.frames_shape) < 1:
+        try:
+            shape = tuple(index(n) for n in self.frames_shape)
+        except TypeError:
+            shape = ()
+        if len(shape) != 5 or min(shape) < 1:
             raise EngineError(f"frames_shape is {self.frames_shape}: give five positive numbers (T, L, H, W, C)")
-        if self.max_batch < 1:
-            raise EngineError(f"max_batch is {self.max_batch}: give 1 or more")
+        if type(self.max_batch) is not int or self.max_batch < 1:
+            raise EngineError(f"max_batch is {self.max_batch!r}: give a whole number, 1 or more")
+        if isinstance(self.exclude_layers, str):
+            raise EngineError(f"exclude_layers is {self.exclude_layers!r}: give a tuple of names")
+        object.__setattr__(self, "frames_shape", shape)  # the dataclass is frozen, and what is given may be a list
+        object.__setattr__(self, "exclude_layers", tuple(self.exclude_layers))
+        object.__setattr__(self, "device", str(self.device))
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
         if self.exclude_layers and self.precision not in QUANTISED:

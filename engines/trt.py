@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.base import FileEngine
-from engines.cache import default_cache_dir
+from engines.cache import default_cache_dir, temporary_folder
 from engines.onnx_export import export_onnx, why_export_unavailable
 from engines.spec import PRECISIONS, QUANTISED, Calibration, EngineError, EngineSpec, EngineUnavailable
 from engines.trt_build import (
@@ -21,11 +20,12 @@ from engines.trt_build import (
     cause,
     engine_layers,
     find_tensorrt,
+    keep,
     load_tensorrt,
     new_log,
     refuse_precision,
-    write_whole,
 )
+from storage.private import read_sealed
 
 
 class TrtEngine(FileEngine):
@@ -74,8 +74,8 @@ class TrtEngine(FileEngine):
         base = "fp16" if spec.precision in QUANTISED else spec.precision
         trt = load_tensorrt()
         timings = default_cache_dir().parent / f"{trt.__name__}-{trt.__version__}.timings"
-        with tempfile.TemporaryDirectory() as folder, torch.cuda.device(spec.device):
-            exported = Path(folder) / "network.onnx"
+        with temporary_folder() as folder, torch.cuda.device(spec.device):
+            exported = folder / "network.onnx"
             export_onnx(network, spec, exported, engine=cls.name, floating=base, calibration=calibration)
             path.write_bytes(build_engine(exported, spec, timing_cache=timings))
 
@@ -143,7 +143,7 @@ class TrtEngine(FileEngine):
         if "_context" in self.__dict__:
             torch.cuda.synchronize(self.spec.device)
             if self._cache is not None:
-                write_whole(_cache_path(self._trt), bytes(self._cache.serialize()))
+                keep(_cache_path(self._trt), bytes(self._cache.serialize()))
             # in this order: each needs the next. A constructor that failed has not got them all.
             for name in ("_graph", "_context", "_cache", "_engine", "_runtime"):
                 self.__dict__.pop(name, None)
@@ -190,8 +190,8 @@ def create_context(trt: Any, engine: Any, spec: EngineSpec, cache_path: Path) ->
     cache = None
     if hasattr(config, "create_runtime_cache"):  # kernels compiled by earlier processes
         cache = config.create_runtime_cache()
-        if cache_path.is_file():
-            cache.deserialize(cache_path.read_bytes())  # False, and empty, if not for this GPU
+        if stored := read_sealed(cache_path):
+            cache.deserialize(stored)  # False, and empty, if not for this GPU
         config.set_runtime_cache(cache)
         # compile for a new batch size in its first call, not behind the calls that somebody is timing
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from engines.spec import EngineError, EngineSpec, EngineUnavailable
+from storage.private import read_sealed, write_sealed
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one installed is used
 GET_LIBRARY = "pip install tensorrt (or tensorrt-rtx-cu13, for GeForce and RTX GPUs)"
@@ -120,8 +121,7 @@ def new_config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
 
 def load_timing_cache(config: Any, path: Path) -> None:
     """Let a build start from the timings in `path`, or from none where they are of another version, card or damaged."""
-    stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored)
+    cache = config.create_timing_cache(read_sealed(path))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
@@ -129,18 +129,18 @@ def load_timing_cache(config: Any, path: Path) -> None:
 def save_timing_cache(config: Any, path: Path) -> None:
     """Write what the build timed to `path`, with what other processes have written there meanwhile."""
     cache = config.get_timing_cache()
-    others = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    others = config.create_timing_cache(read_sealed(path))
     if others is not None:
         cache.combine(others, ignore_mismatch=False)  # False, and nothing added, if they are of another version or card
-    write_whole(path, bytes(cache.serialize()))
+    keep(path, bytes(cache.serialize()))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write all of `content` or nothing, also when another process writes the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+def keep(path: Path, content: bytes) -> None:
+    """Keep what saves the next build or start time; where it cannot be kept, that one takes longer."""
+    try:
+        write_sealed(path, content)
+    except OSError as error:
+        warnings.warn(f"{path} is not kept: {error}", stacklevel=3)
 
 
 @dataclass(frozen=True)

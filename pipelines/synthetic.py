@@ -15,8 +15,11 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,9 +30,9 @@ import numpy as np
 from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER
-from pipelines.errors import DataError
+from pipelines.errors import DataError, printable
 from pipelines.label_files import class_name
-from pipelines.processes import cores, map_in_processes
+from pipelines.processes import cores, map_in_processes, max_workers
 
 TEMPLATES = (
     "Moving [something] away from the camera",
@@ -282,8 +285,26 @@ def encode(clip: np.ndarray) -> bytes:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half written."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _clear_debris(folder: Path) -> None:
+    """Remove what processes that were killed had half written."""
+    for part in folder.glob(".*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                part.unlink(missing_ok=True)
+            except OSError:  # it lives, and is another user's
+                continue
 
 
 def _write_clip(folder: Path, seed: int, index: int) -> None:
@@ -348,20 +369,27 @@ def make_dataset(
         raise DataError(
             f"train must be 8 to {VALIDATION_START} and validation at least 8, got {train} and {validation}"
         )
-    if seed < 0 or workers < 1:
-        raise DataError(f"seed must be at least 0 and workers at least 1, got {seed} and {workers}")
+    if seed < 0 or not 1 <= workers <= max_workers():
+        raise DataError(f"seed must be at least 0 and workers 1 to {max_workers()}, got {seed} and {workers}")
     folder = root / VIDEO_FOLDER
     try:
         _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})
         folder.mkdir(exist_ok=True)
+        _clear_debris(folder)
+        _clear_debris(root / "labels")
     except OSError as error:
         raise DataError(f"{root} cannot be written: {error.strerror}") from error
     splits = {"train": range(train), "validation": range(VALIDATION_START, VALIDATION_START + validation)}
     missing = [i for indices in splits.values() for i in indices if not (folder / f"{i}.webm").exists()]
     write = partial(_write_clip, folder, seed)
     done = map_in_processes(write, missing, workers, chunksize=4)
-    for _ in track(done, "Rendering clips", total=len(missing), disable=not progress):
-        pass
+    try:
+        for _ in track(done, "Rendering clips", total=len(missing), disable=not progress):
+            pass
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{root}: a rendering process died (memory ran out?); finished clips are kept: rerun with fewer --workers"
+        ) from error
     for name, indices in splits.items():
         lines = ",\n".join(_annotation(seed, index) for index in indices)
         _replace(root / "labels" / f"{name}.json", f"[\n{lines}\n]\n".encode())
@@ -374,11 +402,16 @@ def main() -> None:
     """Command line of make_dataset; errors are one line on stderr and exit status 2."""
     import tyro  # here, so that the worker processes do without it
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         tyro.cli(make_dataset, config=(tyro.conf.PositionalRequiredArgs,))
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import fcntl
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +54,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's cache folder; processes that a test starts inherit this."""
+    """No test reads or writes the user's folders; processes that a test starts inherit this."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        compiled = Path(tempfile.gettempdir(), f"torchinductor_tdn_{os.geteuid()}")  # else each run would compile anew
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         yield
 
 

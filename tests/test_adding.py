@@ -16,7 +16,7 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root, self.changed = root, set[str]()
-        for package in ("tdn_bench", "pipelines", "engines"):
+        for package in ("tdn_bench", "pipelines", "engines", "storage"):
             shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def write(self, name: str, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.paths import ROOT
 
-PACKAGES = ("tdn_bench", "pipelines", "engines")
+PACKAGES = ("tdn_bench", "pipelines", "engines", "storage")
 # From the street door inwards. A room knows the rooms behind it, and none of those beside it.
 ORDER = (
     ("commands",),
@@ -23,8 +23,10 @@ ORDER = (
     ("cli",),
     ("checkpoint",),
     ("models", "records", "dataset_tools"),
-    ("errors", "tdn_bench"),
+    ("tdn_bench",),
+    ("errors",),
     ("pipelines", "engines"),
+    ("storage",),
 )
 DEPTH = {room: depth for depth, rooms in enumerate(ORDER) for room in rooms}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-PACKAGES = ("tdn_bench", "pipelines", "engines")
+PACKAGES = ("tdn_bench", "pipelines", "engines", "storage")
 
 
 @pytest.mark.slow

@@ -3,12 +3,11 @@
 from tdn_bench.cli.child import Command, last_error_line
 from tdn_bench.cli.device import pick_device
 from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, SourceFlags, known_variant
-from tdn_bench.cli.run import EXIT_USER_ERROR, parse, parse_subcommand, run_command
-from tdn_bench.cli.settings import as_flags, flag, settings_of
+from tdn_bench.cli.run import parse, parse_subcommand, run_command
+from tdn_bench.cli.settings import as_flags, check_range, flag, settings_of
 from tdn_bench.cli.workload import SYNTHETIC_DATA, Workload, WorkloadFlags, calibration_clips
 
 __all__ = [
-    "EXIT_USER_ERROR",
     "SYNTHETIC_DATA",
     "BuildFlags",
     "Command",
@@ -21,6 +20,7 @@ __all__ = [
     "WorkloadFlags",
     "as_flags",
     "calibration_clips",
+    "check_range",
     "flag",
     "known_variant",
     "last_error_line",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import IO
 
@@ -19,11 +21,28 @@ def last_error_line(output: IO[bytes]) -> str | None:
     return lines[-1].removeprefix("error: ") if lines else None
 
 
+PATIENCE_S = 30  # for what a process does when it is asked to end
+LIFELINE = "TDN_BENCH_LIFELINE"  # a variable: the end of a pipe whose other end closes with the process that started us
+
+
+def end_with_parent() -> None:
+    """In a process that a `Command` started: end as by SIGTERM when that command's own process is gone."""
+    number = os.environ.pop(LIFELINE, None)  # not for the processes that this one starts
+    if number is None:
+        return
+
+    def watch() -> None:
+        os.read(int(number), 1)  # nobody writes: it returns at the end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
 class Command:
     """`python -m module flags` in a process of its own, which imports from the same places as this one.
 
     `threads` are torch's (default: one per core). Its stdout is this process's; `quiet` throws it away. `stderr` is all
-    that it wrote there, once it has ended.
+    that it wrote there, once it has ended. It ends with this process, however that ends.
     """
 
     def __init__(self, module: str, flags: Sequence[str], threads: int | None = None, *, quiet: bool = False) -> None:
@@ -32,12 +51,16 @@ class Command:
             environment["OMP_NUM_THREADS"] = str(threads)
         self.stderr = ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody empties would stop it at 64 KiB
+        its_end, our_end = os.pipe()
+        self._lifeline = os.fdopen(our_end, "wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *flags],
             stdout=subprocess.DEVNULL if quiet else None,
             stderr=self._errors,
-            env=environment,
+            env=environment | {LIFELINE: str(its_end)},
+            pass_fds=[its_end],
         )
+        os.close(its_end)
 
     @property
     def running(self) -> bool:
@@ -50,7 +73,7 @@ class Command:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.stop()
-        with self._errors:
+        with self._lifeline, self._errors:
             last_line = last_error_line(self._errors)
             self._errors.seek(0)
             self.stderr = self._errors.read().decode(errors="replace")
@@ -61,6 +84,10 @@ class Command:
         return f"killed by signal {-status}" if status < 0 else last_line or f"exit status {status}"
 
     def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """End it, and wait until it has ended: of itself, or it is killed."""
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

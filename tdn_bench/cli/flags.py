@@ -6,6 +6,8 @@ on the command line is resolved once: `NetworkFlags.resolve` gives a `Network` i
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,12 @@ from pipelines.clip import ClipSpec
 from pipelines.errors import printable
 from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
 from pipelines.manifest import Manifest, Videos, build_manifest, default_cache
+from pipelines.processes import max_workers
 from pipelines.reading import Level
 from pipelines.repeats import each_once
 from pipelines.video import SPLITS
 from tdn_bench.checkpoint import load_checkpoint, read_metadata
-from tdn_bench.cli.settings import flag
+from tdn_bench.cli.settings import check_range, flag
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
 
@@ -38,7 +41,23 @@ else:
     Source = Literal[(*DATASET_NAMES, "lists")]
 
 
-MAX_SIZE = 4096  # pixels: more would fill the memory
+MAX_SEGMENTS = 1024
+SIZES = 64, 4096  # pixels
+CROP_RATIOS = 0.1, 1.0
+MAX_CALIBRATION_CLIPS = 100_000
+
+
+def check_memory(name: str, clips: int, spec: ClipSpec) -> None:
+    """Raise UserError unless the flag's number of clips is at least 1 and their frames fit this machine's memory as
+    float32, as a network reads them."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if clips < 1:
+        raise UserError(f"{flag(name)} {clips}: must be at least 1")
+    if (needed := 4 * clips * math.prod(spec.shape)) > memory:
+        raise UserError(
+            f"{flag(name)} {clips}: clips of {spec.num_segments} × {spec.frames_per_segment} frames of {spec.size}² "
+            f"pixels would take {needed / 1e9:.3g} GB of {memory / 1e9:.3g}; use fewer, --num-segments or --size"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +92,11 @@ class DataFlags:
         """Whether the flags name any videos at all."""
         return any(source is not None for source in (self.data, self.manifest, self.train_list))
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_range("workers", self.workers, 1, max_workers())
+        check_range("split", self.split, 1, 3)
+
     def open(self, progress: bool = True) -> Manifest:
         """What `open_as_listed` gives, with each video of validation and test once; training may want repeats."""
         return counted_once(self.open_as_listed(progress), SPLITS[1:])
@@ -83,8 +107,7 @@ class DataFlags:
         """Read the annotations and scan their videos (remembered across runs), or open a manifest. Raises UserError
         for flags that exclude each other, DataError for what is wrong with the files. `say` takes how lists were
         read."""
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be at least 1")
+        self.check()
         if self.manifest is not None:
             if self.train_list is not None or self.val_list is not None:
                 raise UserError("--manifest and lists exclude each other: a manifest holds all splits")
@@ -180,8 +203,7 @@ class LoaderFlags:
 
     def policy(self, log: Path | None = None) -> BadClipPolicy:
         """The flags as the loader takes them; `log` lists the bad clips."""
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"--max-bad-share {self.max_bad_share}: must be from 0 to 1")
+        check_range("max_bad_share", self.max_bad_share, 0, 1)
         return BadClipPolicy(self.on_bad_clip, self.max_bad_share, self.verify_checksums, log)
 
     def open(
@@ -196,7 +218,9 @@ class LoaderFlags:
         **training: Any,
     ) -> ClipLoader:
         """The one way from flags to a loader. `training` are ClipLoader's arguments for seeds, ranks, labels and the
-        ledger."""
+        ledger. Raises UserError for a batch that the memory does not hold."""
+        check_range("workers", workers, 1, max_workers())
+        check_memory("batch_size", batch_size, spec)
         return ClipLoader(
             videos,
             spec,
@@ -226,6 +250,10 @@ class BuildFlags:
     """Reuse engines that were built before, and keep those that are built now."""
     cache_dir: Annotated[Path | None, arg(aliases=("--cache-folder",))] = None
     """Where built engines are kept; default: ~/.cache/tdn_bench/engines."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_range("calibration_clips", self.calibration_clips, 1, MAX_CALIBRATION_CLIPS)
 
     @property
     def engine_cache(self) -> Path | None:
@@ -304,10 +332,9 @@ class NetworkFlags:
         model = first("model", "tdn_resnet50", str)
         segments = first("num_segments", known_variant(model).num_segments, int)
         size, ratio = first("size", 224, int), float(first("crop_ratio", 224 / 256, int, float))
-        if segments < 1:
-            raise UserError(f"--num-segments {segments}: must be at least 1")
-        if not 64 <= size <= MAX_SIZE or not 0 < ratio <= 1:
-            raise UserError(f"--size {size} must be from 64 to {MAX_SIZE}, --crop-ratio {ratio} in (0, 1]")
+        check_range("num_segments", segments, 1, MAX_SEGMENTS)
+        check_range("size", size, *SIZES)
+        check_range("crop_ratio", ratio, *CROP_RATIOS)
         return Network(self.checkpoint, model, segments, size, ratio)
 
 

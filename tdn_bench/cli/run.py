@@ -1,19 +1,19 @@
-"""How every command begins and ends: its flags, the user's errors in one line, and exit statuses."""
+"""How every command begins and ends: its flags, the user's errors in one line, signals, and exit statuses."""
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from engines import EngineError
 from pipelines.errors import DataError
-from tdn_bench.errors import UserError
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
+from tdn_bench.cli.child import end_with_parent
+from tdn_bench.errors import EXIT_USER_ERROR, Terminated, UserError, end, leave, open_streams, say
 
 T = TypeVar("T")
 
@@ -38,16 +38,46 @@ def parse_subcommand(
 
 
 def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main`; the user's errors become one line on stderr and exit status 2."""
+    """Run a command's `main` and return its exit status: the user's errors become one line on stderr and status 2, a
+    fault of ours a traceback and status 70; see `tdn_bench.errors.end`."""
+    open_streams()
+    end_with_parent()
     try:
-        command(argv)
-    except (UserError, DataError, EngineError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        with _signals_raise():
+            try:
+                command(argv)
+            finally:
+                sys.stdout.flush()  # what cannot be written is an error, and not Python's to tell as it ends
+    except (UserError, DataError, EngineError) as error:
+        say(f"error: {error}")
         return EXIT_USER_ERROR
-    except BrokenPipeError:  # `… | head` has read enough; what is left must not fail again when Python exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it is has a status, and no other's
+        return end(error)
     return 0
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise Terminated, so that files are closed and children end; a second one ends this
+    process at once. One that is ignored (`nohup`), or that somebody else handles, stays so. Ctrl-C is Python's own
+    again (`tdn_bench.errors.begin`)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    within: dict[signal.Signals, Any] = {
+        n: stop for n in (signal.SIGTERM, signal.SIGHUP) if before[n] is signal.SIG_DFL
+    }
+    if before[signal.SIGINT] is leave:
+        within[signal.SIGINT] = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        within = {}
+    for number, handler in within.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in within:
+            signal.signal(number, before[number])

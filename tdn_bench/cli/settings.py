@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tdn_bench.errors import UserError
+
 # What records, and earlier commits, call the flags that were renamed since.
 RECORD_KEYS = {"dynamic_batch": "ranged", "exclude_layers": "keep", "cache_dir": "cache_folder"}
 
@@ -36,6 +38,12 @@ def settings_of(config: Any) -> dict[str, Any]:
 def flag(name: str) -> str:
     """`max_seconds` as it is typed: `--max-seconds`."""
     return f"--{name.replace('_', '-')}"
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise UserError unless the number of a flag, if it is given, is from `low` to `high`. NaN is not."""
+    if value is not None and not low <= value <= high:
+        raise UserError(f"{flag(name)} {value}: must be from {low} to {high}")
 
 
 def as_flags(config: Any, leave_out: Collection[str] = ()) -> list[list[str]]:

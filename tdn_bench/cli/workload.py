@@ -18,7 +18,7 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Videos
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli.device import pick_device
-from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags
+from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, check_memory
 from tdn_bench.errors import UserError
 
 # A type checker wants literals written out; what may be typed is what the registry of engines lists.
@@ -54,8 +54,9 @@ class WorkloadFlags:
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+        self.data.check()
+        self.build.check()
+        self.loader.policy()
         if self.engine not in (*ENGINES, "none"):
             raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
         device, precision = self._device(), self.precision
@@ -64,6 +65,7 @@ class WorkloadFlags:
         if precision == "auto":
             precision = "fp32" if self.engine == "none" else default_precision(self.engine, str(device))  # type: ignore[assignment]
         network = self.network.resolve()
+        check_memory("batch_size", self.batch_size, network.clip_spec())
         data = self.data
         if not data.named:
             from pipelines.synthetic import make_dataset
@@ -135,8 +137,8 @@ def calibration_clips(
     are none."""
     if precision not in QUANTISED:
         return None
-    if build.calibration_clips < 1:
-        raise UserError(f"--calibration-clips {build.calibration_clips}: must be at least 1")
+    build.check()
+    check_memory("calibration_clips", build.calibration_clips, spec)
     videos = manifest.split("train") or manifest.split("validation")
     if not videos:
         raise UserError(f"{precision} is calibrated on videos, of which {manifest.name} has none")

@@ -112,7 +112,9 @@ class Outcome:
 def code_digest() -> str:
     """sha256 over the project's Python files: tells changed code apart where git cannot."""
     root = Path(__file__).resolve().parents[2]
-    paths = sorted(p for package in ("engines", "pipelines", "tdn_bench") for p in (root / package).rglob("*.py"))
+    paths = sorted(
+        p for package in ("engines", "pipelines", "storage", "tdn_bench") for p in (root / package).rglob("*.py")
+    )
     h = hashlib.sha256()
     for path in paths:
         h.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engines import prepare_compiler
 from tdn_bench.cli import DataFlags, LoaderFlags
 from tdn_bench.gpu_checks.run import NUM_CLASSES, Outcome, Row, Run, count_flops, first_line, time_calls
 from tdn_bench.gpu_checks.sizes import Sizes
@@ -54,6 +55,7 @@ def train_step(run: Run) -> Outcome:
         step = _open_step(run, case)
         try:
             if case.compiled:
+                prepare_compiler()
                 step.classifier = torch.compile(step.classifier, backend=sizes.train_compiler)  # type: ignore[assignment]
             losses = [step(frames, labels, 0).item() for _ in range(3)]
             expected = expected or losses[-1]  # the first case: fp32, eager

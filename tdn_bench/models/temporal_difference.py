@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines import prepare_compiler
 from tdn_bench.models.resnet import ConvBN, ResNetConfig, make_stage
 
 FRAMES_PER_SEGMENT = 5
@@ -232,7 +233,8 @@ class TemporalDifference(nn.Sequential):
 
 def use_gate_kernel(network: nn.Module) -> None:
     """Let every block of a TDN compute its gates and temporal convolution by the Triton kernels. Raises ValueError
-    where an L-TDM is not TDN's own."""
+    where an L-TDM is not TDN's own, EngineError where compiled kernels have no private place."""
+    prepare_compiler()
     for module in network.modules():
         if isinstance(module, TemporalDifference):
             options = module.difference.options

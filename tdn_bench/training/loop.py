@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engines import prepare_compiler
 from pipelines.annotations import flip_labels
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
@@ -137,6 +138,7 @@ def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
 def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks: Ranks) -> nn.Module:
     """What the optimisation step calls: the network itself, compiled, spread over processes."""
     if recipe.compile:
+        prepare_compiler()
         classifier = torch.compile(classifier)  # type: ignore[assignment]
     if ranks.world_size > 1:
         ids = [device] if device.type == "cuda" else None

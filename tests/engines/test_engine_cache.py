@@ -1,6 +1,7 @@
 """The engine cache: what its key sees, what it hands out after damage, and what processes do to each other."""
 
 import copy
+import hashlib
 import importlib
 import itertools
 import json
@@ -38,6 +39,7 @@ SPEC = EngineSpec((4, 1, 32, 32, 3), max_batch=2)
 KEY, OTHER = {"engine": "onnx", "batches": (2, 4)}, {"engine": "onnx", "batches": (3, 4)}
 CONTENT = bytes(range(256)) * 40
 TYPED_IN = type("Typed", (nn.Module,), {"forward": eval("lambda self, x: x")})  # as at a prompt
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not what you built here")
 fork = multiprocessing.get_context("fork")  # children need no second import of torch
 Mode, Options = Enum("Mode", "FAST EXACT"), make_dataclass("Options", ["scale"], frozen=True)
 
@@ -328,7 +330,7 @@ def test_prune_removes_the_least_recently_used_but_none_in_use(tmp_path: Path) -
 def test_a_folder_that_cannot_be_made_is_refused_or_the_default_done_without(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(EngineError, match=f"cannot create the engine cache {folder}, name another"):
+        with pytest.raises(EngineError, match=f"cannot use the engine cache {folder}: .*; name another folder"):
             fetch(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert default_cache_dir() == tmp_path / "file" / "tdn_bench" / "engines"
@@ -337,15 +339,17 @@ def test_a_folder_that_cannot_be_made_is_refused_or_the_default_done_without(tmp
     assert len(caught) == 1
 
 
-def test_a_folder_that_is_only_readable_gives_hits_and_takes_no_engines() -> None:
+def test_a_folder_that_is_only_readable_gives_hits_and_takes_no_engines(monkeypatch) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder, user = Path(name), os.geteuid()
-        fetch(folder)
-        for path in (*folder.iterdir(), folder):
-            path.chmod(0o555)
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
         try:
             if user == 0:
+                os.chown(folder, 65534, 65534)
                 os.seteuid(65534)  # root may write everywhere
+            fetch(folder)
+            for path in (*folder.glob("*.*"), folder):
+                path.chmod(0o555)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 assert fetch(folder, b"again") == (CONTENT, True)
@@ -355,3 +359,106 @@ def test_a_folder_that_is_only_readable_gives_hits_and_takes_no_engines() -> Non
         finally:
             os.seteuid(user)
             folder.chmod(0o755)
+
+
+def plant(folder: Path, content: bytes, key: dict = KEY) -> Path:
+    """What somebody who knows the key and the format can put into a cache: all but the seal."""
+    fetch(folder, b"the user's own", key)
+    (payload,) = folder.glob("*.engine")
+    header = payload.with_suffix(".json")
+    about = json.loads(header.read_text())
+    about["sha256"] = hashlib.sha256(content).hexdigest()
+    payload.write_bytes(content)
+    header.write_text(json.dumps(about, sort_keys=True, indent=1))
+    return payload
+
+
+def test_what_somebody_else_built_is_built_anew_and_said(tmp_path: Path, monkeypatch) -> None:
+    payload = plant(tmp_path, b"planted")
+    with pytest.warns(UserWarning, match=f"{payload} is not what you built here: it is built anew"):
+        assert fetch(tmp_path) == (CONTENT, False)
+    assert fetch(tmp_path) == (CONTENT, True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
+    with pytest.warns(UserWarning, match="built anew"):
+        assert fetch(tmp_path, b"again") == (b"again", False)
+
+
+@pytest.mark.parametrize("name", ["*.engine", "*.json"])
+@pytest.mark.parametrize("mode", [0o666, 0o602])
+def test_an_entry_that_others_can_write_is_built_anew(tmp_path: Path, name: str, mode: int) -> None:
+    fetch(tmp_path)
+    (path,) = tmp_path.glob(name)
+    path.chmod(mode)
+    with pytest.warns(UserWarning, match="built anew"):
+        assert fetch(tmp_path, b"again") == (b"again", False)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o600"}
+
+
+@pytest.mark.parametrize("name", ["*.engine", "*.json"])
+def test_a_link_to_a_whole_entry_is_not_followed(tmp_path: Path, name: str) -> None:
+    fetch(tmp_path / "mine")
+    (path,) = (tmp_path / "mine").glob(name)
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)
+    assert fetch(tmp_path / "mine", b"again") == (b"again", False)
+    assert (tmp_path / path.name).read_bytes() != b"again"
+
+
+def test_a_folder_that_others_can_write_is_refused_or_the_default_done_without(tmp_path: Path, monkeypatch) -> None:
+    (folder := tmp_path / "tdn_bench" / "engines").mkdir(parents=True)
+    fetch(folder)
+    folder.chmod(0o777)
+    with pytest.raises(
+        EngineError, match=f"{folder} can be written by other users.* chmod go-w {folder}; name another"
+    ):
+        fetch(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="can be written by other users"):
+        assert fetch(folder, b"again") == (b"again", False)
+
+
+def test_without_a_place_for_the_seal_nothing_is_kept_and_nothing_believed(tmp_path: Path, monkeypatch) -> None:
+    fetch(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="engines are built anew at every start"):
+        assert fetch(tmp_path, b"again") == (b"again", False)
+
+
+def test_a_planted_package_never_runs(tmp_path: Path) -> None:
+    """The whole way, with an engine whose loader runs what the file says, as AOTInductor's does."""
+    from engines.base import FileEngine
+
+    class Loads(FileEngine):
+        name, cpu_precisions, suffix, libraries = "loads", ("fp32",), ".py", ()
+        ran: list[str] = []  # noqa: RUF012
+
+        def __init__(self, spec: EngineSpec, path: Path) -> None:
+            super().__init__(spec, path)
+            exec(path.read_text(), {"ran": self.ran})  # as a loader of packages does
+
+        @classmethod
+        def build(cls, network, spec, calibration, path: Path) -> None:
+            path.write_text("ran.append('mine')")
+
+        def _run(self, frames: Tensor) -> Tensor:
+            return frames
+
+        def details(self) -> dict[str, object]:
+            return {}
+
+        @staticmethod
+        def what_is_missing(device: str) -> None:
+            return None
+
+    network = Net()
+    Loads.create(network, SPEC, None, tmp_path)
+    (payload,) = tmp_path.glob("*.py")
+    payload.write_text("ran.append('planted')")
+    header = payload.with_suffix(".json")
+    about = json.loads(header.read_text())
+    about["sha256"] = hashlib.sha256(payload.read_bytes()).hexdigest()
+    header.write_text(json.dumps(about, sort_keys=True, indent=1))
+    with pytest.warns(UserWarning, match="built anew"):
+        Loads.create(network, SPEC, None, tmp_path)
+    assert Loads.ran == ["mine", "mine"]

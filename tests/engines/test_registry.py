@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from support.paths import ROOT
 
 import engines
-from engines import PRECISIONS, EngineError
+from engines import PRECISIONS, EngineError, EngineSpec
 from engines.registry import CLASSES
 
 MIRROR = '''
@@ -95,7 +97,7 @@ def test_adding_an_engine_takes_its_file_and_its_line_in_the_list(tmp_path: Path
     (copy / "registry.py").write_text(
         registry.replace("from engines.ort", "from engines.mirror import MirrorEngine\nfrom engines.ort")
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     run = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stderr
     assert (
@@ -108,3 +110,58 @@ def test_exact_float32_switches_tf32_off_for_the_process(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     engines.exact_float32()
     assert torch.backends.cudnn.allow_tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network": 5}, "network is a int: give a torch.nn.Module"),
+        ({"spec": "fp32"}, "spec is a str: give an EngineSpec"),
+        ({"cache": 5}, "cache is a int: give a folder, or None"),
+        ({"name": 5}, "engine 5 is unknown"),
+        ({"calibration": torch.zeros(1)}, "calibration is a Tensor: give a list of batches"),
+        ({"calibration": []}, "none were given"),
+        ({"calibration": [None]}, "calibration holds NoneType: give uint8 frames"),
+        ({"calibration": [torch.zeros(1, 4, 1, 32, 32, 3)]}, "calibration holds torch.float32 (1, 4, 1, 32, 32, 3)"),
+        ({"calibration": [torch.zeros(1, 2, dtype=torch.uint8)]}, "calibration holds torch.uint8 (1, 2)"),
+    ],
+)
+def test_odd_arguments_are_named(change: dict, said: str) -> None:
+    spec = EngineSpec((4, 1, 32, 32, 3), 2, "int8" if "calibration" in change else "fp32")
+    arguments = {"name": "onnx", "network": torch.nn.Identity(), "spec": spec, "cache": None, "calibration": None}
+    with pytest.raises(EngineError) as caught:
+        engines.create_engine(**arguments | change)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames_shape": (4, 1, 32, 32)},
+        {"frames_shape": (4, 1, 32, 32, 3.0)},
+        {"frames_shape": 5},
+        {"max_batch": 2.0},
+        {"max_batch": True},
+        {"device": torch.device("meta")},
+        {"device": None},
+        {"exclude_layers": "layer1"},
+    ],
+)
+def test_odd_specs_are_refused_by_name(change: dict) -> None:
+    with pytest.raises(EngineError, match=next(iter(change))):
+        EngineSpec(**{"frames_shape": (4, 1, 32, 32, 3), "max_batch": 2, "precision": "int8"} | change)
+
+
+def test_a_spec_takes_lists_and_torchs_own_types() -> None:
+    plain = EngineSpec((4, 1, 32, 32, 3), 2)
+    assert EngineSpec([4, 1, 32, 32, 3], 2, device=torch.device("cpu")) == plain  # type: ignore[arg-type]
+    assert EngineSpec(torch.zeros(1, 4, 1, 32, 32, 3).shape[1:], 2) == plain  # type: ignore[arg-type]
+
+
+def test_a_cache_may_be_a_string(tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        engines.registry.EagerEngine, "create", lambda *args: seen.append(args[-1]) or SimpleNamespace()
+    )
+    engines.create_engine("eager", torch.nn.Identity(), EngineSpec((4, 1, 32, 32, 3), 2), cache=str(tmp_path))
+    assert seen == [tmp_path]

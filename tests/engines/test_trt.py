@@ -31,8 +31,8 @@ from engines.trt_build import (
     new_config,
     new_log,
     save_timing_cache,
-    write_whole,
 )
+from storage.private import read_sealed, write_sealed
 from tdn_bench.models import FrameClassifier
 from tdn_bench.models.inference import ShiftedTemporalConv
 from tdn_bench.models.resnet import RESNET50, ResNetConfig
@@ -294,12 +294,12 @@ def test_timing_cache_is_combined_and_replaced_where_it_does_not_fit(before, mea
     path, config = tmp_path / "folder" / "timings", TimingConfig()
     for content in (before, meanwhile):
         if content is not None:
-            write_whole(path, content)
+            write_sealed(path, content)
         if content is before:
             load_timing_cache(config, path)
     config.cache.entries.add("new")
     save_timing_cache(config, path)
-    assert path.read_text() == after
+    assert read_sealed(path).decode() == after
     assert [file.name for file in path.parent.iterdir()] == ["timings"]
 
 
@@ -448,7 +448,10 @@ def test_kernels_compiled_by_earlier_processes_are_loaded(tmp_path: Path) -> Non
     path = tmp_path / "kernels.cache"
     assert create_context(trt, engine, SPEC, path)[0] == "context"
     assert told == []
-    path.write_bytes(b"kernels")
+    path.write_bytes(b"planted")
+    assert create_context(trt, engine, SPEC, path)[1] is not None
+    assert told == []
+    write_sealed(path, b"kernels")
     assert create_context(trt, engine, SPEC, path)[1] is not None
     assert told == [b"kernels"]
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"

@@ -20,6 +20,7 @@ def test_results_come_in_order(workers: int, chunksize: int) -> None:
 
 SCRIPT = """
 import signal
+import sys
 import time
 from pipelines.processes import map_in_processes
 
@@ -28,7 +29,8 @@ def slow(number):
     return number
 
 if __name__ == "__mp_main__":
-    print("starting", flush=True)
+    sys.stdout.write("starting\\n")  # in one piece, also unbuffered
+    sys.stdout.flush()
     time.sleep(1)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
@@ -61,3 +63,37 @@ def test_ctrl_c_is_told_once(tmp_path: Path, moment: str) -> None:
     out, err = process.communicate(timeout=60)
     assert (out.splitlines()[-1], err, process.returncode) == ("interrupted", "", 0)
     assert "99999" not in out
+
+
+KILLED = """
+import sys
+import time
+from pipelines.processes import map_in_processes
+
+def slow(number):
+    sys.stdout.write(f"{__import__('os').getpid()}\\n")
+    sys.stdout.flush()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(map_in_processes(slow, range(100), 2))
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    command, environment = [sys.executable, str(script)], os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    assert process.stdout is not None
+    numbers = {process.stdout.readline() for _ in range(2)}
+    assert len(numbers) == 2
+    process.kill()
+    assert process.stdout.read() == ""  # the end comes when nobody holds the pipe
+    process.stdout.close()
+    process.wait()
+
+
+def test_no_more_processes_than_there_is_work() -> None:
+    assert list(map_in_processes(abs, [-1, -2], 10**6)) == [1, 2]
+    assert list(map_in_processes(abs, [], 4)) == []

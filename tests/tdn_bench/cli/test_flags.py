@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tdn_bench.cli import NetworkFlags
+from tdn_bench.cli import NetworkFlags, WorkloadFlags, parse
 from tdn_bench.errors import UserError
 
 
@@ -49,3 +49,31 @@ def test_notes_that_cannot_be_are_named(small_checkpoint: Path, tmp_path: Path, 
     assert "\n" not in str(caught.value)
     right = {"num_segments": 4, "size": 64, "crop_ratio": 1.0, "model": "tdn_resnet_small"}[name]
     assert getattr(NetworkFlags(checkpoint=path, **{name: right}).resolve(), name) == right
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--num-segments 1000000", "--num-segments 1000000: must be from 1 to 1024"),
+        ("--size 100000", "--size 100000: must be from 64 to 4096"),
+        ("--crop-ratio nan", "--crop-ratio nan: must be from 0.1 to 1.0"),
+        ("--crop-ratio 1e-300", "--crop-ratio 1e-300: must be from 0.1"),
+        ("--workers 0", "--workers 0: must be from 1 to"),
+        ("--workers 1000000", "--workers 1000000: must be from 1 to"),
+        ("--split 4", "--split 4: must be from 1 to 3"),
+        ("--max-bad-share nan", "--max-bad-share nan: must be from 0 to 1"),
+        ("--max-bad-share inf", "--max-bad-share inf: must be from 0 to 1"),
+        ("--calibration-clips 0", "--calibration-clips 0: must be from 1"),
+        ("--calibration-clips 1000000000", "--calibration-clips 1000000000: must be from 1"),
+        ("--batch-size 1000000", "--batch-size 1000000: clips of 8 × 5 frames"),
+        ("--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("--device cuda:99999999999999999999", "--device cuda:99999999999999999999"),
+        ("--device cpu:x", "--device cpu:x"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_any_video_is_rendered(flags: str, said: str, monkeypatch) -> None:
+    monkeypatch.setattr("pipelines.synthetic.make_dataset", lambda *_, **__: pytest.fail("rendered"))
+    with pytest.raises(UserError) as caught:
+        parse(WorkloadFlags, flags.split(), "test").resolve()
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)

@@ -288,7 +288,7 @@ def test_the_command_writes_a_record(motion_data, tmp_path, capsys):
         (["--init", "a.pth", "--checkpoint", "b.pth"], "--init and --checkpoint exclude each other"),
         (["--checkpoint", "a.pth", "--finetune", "b.pth"], "--checkpoint and --finetune exclude each other"),
         (["--max-bad-share", "2"], "--max-bad-share 2.0: must be from 0 to 1"),
-        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--workers", "0"], "--workers 0: must be from 1 to"),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_status_two(motion_data, tmp_path, capsys, flags, message):
