@@ -52,7 +52,7 @@ def complete_processor_name(name: str, fields: Mapping[str, str]) -> str:
     """`name`, and what `fields` of /proc/cpuinfo say where it names no model."""
     if re.search(r"\d", re.sub(rf"{_NOT_A_MODEL}|\bversion [\d.]+|x86_64|aarch64", " ", name.lower())):
         return name
-    found = [f"{field.removeprefix('cpu ').removeprefix('CPU ')} {fields[field]}" for field in _MODEL_FIELDS if field in fields]
+    found = [f"{re.sub('^cpu ', '', f, flags=re.I)} {fields[f]}" for f in _MODEL_FIELDS if f in fields]
     return f"{name} ({', '.join(found)})" if found else name
 
 
@@ -83,7 +83,7 @@ def machine_name(device: torch.device) -> str:
 def machine_text(machine: Mapping[str, Any]) -> str:
     """A record's `machine` for a heading, with all that makes it another one: records with the same line are of alike
     machines, others are never compared."""
-    processor = f"{machine['cpu']}, {machine['cores']} cores"
+    processor = f"{machine['cpu']}, {machine['cores']} cores, {round(machine['memory_bytes'] / 2**30)} GiB"
     if machine.get("gpu") is None:
         return processor
     facts = [f"{round((machine.get('gpu_memory_bytes') or 0) / 2**30)} GiB"]

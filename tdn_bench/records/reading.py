@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from typing import Any
 
 MAX_BYTES = 2**27  # of a record or of its samples, unpacked: a small file may hold any number of zeros
 MAX_NAME, MAX_NESTING = 1000, 64
+MAX_NUMBER, MAX_DIGITS = 1e100, 100  # larger ones overflow where they are added or drawn
 STATUSES = ("stable", "unstable", "void", "unwatched")
 _UNIT = re.compile(r"_(s|ms|us|percent|db|bytes|hz|w|j|flop|macs|per_s|per_video)\Z")
 _COMMIT = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\+?")
@@ -34,8 +34,8 @@ def regular_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """What JSON in UTF-8 says. Raises ValueError where it is none, holds a number that no float holds (NaN, 1e999), or
-    is nested more than MAX_NESTING deep."""
+    """What JSON in UTF-8 says. Raises ValueError where it is none, holds a number that no measurement gives (NaN,
+    1e999), or is nested more than MAX_NESTING deep."""
     try:
         value = json.loads(content.decode(), parse_constant=_no_number, parse_float=_float, parse_int=_int)
     except RecursionError as e:
@@ -45,16 +45,16 @@ def parse_json(content: bytes) -> Any:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"holds {text:.20}, which is no number of JSON")
+    raise ValueError(f"holds {text:.20}, which no measurement gives")
 
 
 def _float(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
+    return value if abs(value) <= MAX_NUMBER else _no_number(text)
 
 
 def _int(text: str) -> int:
-    if len(text) > 300:
+    if len(text) > MAX_DIGITS:
         _no_number(text)
     return int(text)
 

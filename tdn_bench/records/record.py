@@ -238,8 +238,8 @@ def read_record(path: Path) -> Record:
             raise ValueError("has no schema_version")
         if version > SCHEMA_VERSION:
             raise UserError(f"{shown}: record of schema {version:.4g}, this version reads up to {SCHEMA_VERSION}")
-        for version in range(version, SCHEMA_VERSION):
-            raw = _UPGRADES[version](raw) | {"schema_version": version + 1}
+        for older in range(version, SCHEMA_VERSION):
+            raw = _UPGRADES[older](raw) | {"schema_version": older + 1}
         if "samples_file" in raw:
             raw["samples"] = _samples_beside(path, raw.pop("samples_file"))
         names = {f.name for f in fields(Record)}

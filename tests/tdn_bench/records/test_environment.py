@@ -100,12 +100,20 @@ def test_a_processor_without_a_model_in_its_name_gets_its_numbers(name, fields, 
 
 
 def test_records_with_another_line_are_of_another_machine():
-    card = {"cpu": "AMD EPYC 7B13", "cores": 12, "gpu": "NVIDIA A100-SXM4-40GB", "gpu_memory_bytes": 42_300_000_000}
-    assert machine_text(card) == "NVIDIA A100-SXM4-40GB (39 GiB), AMD EPYC 7B13, 12 cores"
+    card = {"cpu": "AMD EPYC 7B13", "cores": 12, "memory_bytes": 64 * 2**30}
+    card |= {"gpu": "NVIDIA A100-SXM4-40GB", "gpu_memory_bytes": 42_300_000_000}
+    assert machine_text(card) == "NVIDIA A100-SXM4-40GB (39 GiB), AMD EPYC 7B13, 12 cores, 64 GiB"
     limited = card | {"gpu_power_limit_w": 250.0}
-    assert machine_text(limited) == "NVIDIA A100-SXM4-40GB (39 GiB, 250 W), AMD EPYC 7B13, 12 cores"
-    others = [{"cpu": "x"}, {"cores": 2}, {"gpu": None}, {"gpu": "x"}, {"gpu_memory_bytes": 85e9}]
-    assert len({machine_text(card | other) for other in ({}, *others)} | {machine_text(limited)}) == 7
+    assert machine_text(limited) == "NVIDIA A100-SXM4-40GB (39 GiB, 250 W), AMD EPYC 7B13, 12 cores, 64 GiB"
+    others = [
+        {"cpu": "x"},
+        {"cores": 2},
+        {"gpu": None},
+        {"gpu": "x"},
+        {"gpu_memory_bytes": 85e9},
+        {"memory_bytes": 2**30},
+    ]
+    assert len({machine_text(card | other) for other in ({}, *others)} | {machine_text(limited)}) == 8
     assert machine_text(card | {"gpu_memory_bytes": 42_300_900_000}) == machine_text(card)  # another driver's view
 
 
