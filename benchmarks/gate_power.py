@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if time.monotonic() - begun > config.max_seconds:
             break
         start = time.monotonic()
-        with started([spec] * (2 * config.rounds), config.videos) as (pool, _):
+        with started([spec] * (2 * config.rounds), config.videos) as (pool, *_):
             starts.append(time.monotonic() - start)
             for number in range(first, min(first + config.reuse, total)):
                 if time.monotonic() - begun > config.max_seconds:

@@ -33,7 +33,7 @@ class Machine:
         self.memory, self.wrong, self.status, self.digest = 1e9, 0, "stable", "d"
         self.base_factors = {}
 
-    def __call__(self, specs, *, videos, rounds, round_s, with_scores, device):
+    def __call__(self, specs, *, videos, rounds, round_s, with_scores, device, budget):
         assert str(device) == "cpu"
         generator = np.random.default_rng(self.seed)
         self.seed += 1

@@ -64,7 +64,7 @@ def test_turns_alternate_and_rounds_are_fresh_processes(fake, tmp_path):
 def test_each_round_has_new_processes(fake):
     pids = set()
     for _ in range(2):
-        with interleave_module.started([fake("A", 1)], 1) as (_, facts):
+        with interleave_module.started([fake("A", 1)], 1) as (_, facts, _):
             pids.add(facts[0]["pid"])
     assert len(pids) == 2
 
