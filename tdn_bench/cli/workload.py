@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from pipelines.manifest import Manifest, Videos
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli.device import pick_device
 from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags
+from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.errors import UserError
 
 # A type checker wants literals written out; what may be typed is what the registry of engines lists.
@@ -54,8 +57,7 @@ class WorkloadFlags:
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+        check_ranges(self, batch_size=(1, MAX_BATCH))
         if self.engine not in (*ENGINES, "none"):
             raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
         device, precision = self._device(), self.precision
@@ -64,6 +66,7 @@ class WorkloadFlags:
         if precision == "auto":
             precision = "fp32" if self.engine == "none" else default_precision(self.engine, str(device))  # type: ignore[assignment]
         network = self.network.resolve()
+        _check_memory(network.clip_spec(), self.batch_size)
         data = self.data
         if not data.named:
             from pipelines.synthetic import make_dataset
@@ -86,6 +89,17 @@ class WorkloadFlags:
         if self.device == "auto" and self.engine == "openvino":
             return torch.device("cpu")  # OpenVINO does not run on NVIDIA's GPUs
         return pick_device(self.device)
+
+
+def _check_memory(spec: ClipSpec, batch_size: int) -> None:
+    """Raise UserError for a batch that this machine's memory does not hold as bytes and as floats."""
+    needed, memory = 5 * batch_size * math.prod(spec.shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        clips = f"clips of {' × '.join(map(str, spec.shape))}"
+        raise UserError(
+            f"--batch-size {batch_size}: {clips} take {needed / 2**30:.0f} GiB, of {memory / 2**30:.0f} GiB memory; "
+            "make it smaller"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

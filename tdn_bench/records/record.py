@@ -12,6 +12,7 @@ import lzma
 import os
 import re
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,27 +119,44 @@ def _command() -> list[str]:
     return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """Make the folder that `flag` (as the user writes it: --results) names. Raises UserError where no file can be
-    written there: to be known before hours of work, not after."""
+def check_folder(flag: str, folder: Path, make: bool = True) -> None:
+    """Make the folder that `flag` (as the user writes it: --results) names, unless `make` is False. Raises UserError
+    where no file can be written there: to be known before hours of work, not after."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = next(f for f in (folder, *folder.parents) if f.exists() or f.is_symlink() or f == f.parent)
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))  # a full disk still makes empty files
             file.flush()
     except (OSError, ValueError) as e:  # ValueError: NUL in a name
         why = e.strerror if isinstance(e, OSError) else e
-        raise UserError(f"{flag} {printable(str(folder))}: cannot be written ({why})") from e
+        raise UserError(f"{flag} {printable(str(folder)):.300}: cannot be written ({why})") from e
+
+
+def record_folder(results: Path | None, command: str) -> Path:
+    """Where a command's record goes: to the folder that --results names, or `default_folder`. Raises UserError where
+    none can be written there."""
+    folder = results or default_folder(command)
+    check_folder("--results", folder, make=False)
+    return folder
 
 
 def check_file(flag: str, path: Path | None) -> None:
     """`check_folder` for a flag that names a file; None is a flag that was left out."""
     if path is None:
         return
-    check_folder(flag, path.parent)
-    if path.exists() and not path.is_file():
+    check_folder(flag, path.parent, make=False)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as e:  # too long a name; NUL in it
+        why = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"{flag} {printable(str(path)):.300}: cannot be written ({why})") from e
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{flag} {printable(str(path))}: is not a regular file; name another")
-    if path.exists() and not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK):
         raise UserError(f"{flag} {printable(str(path))}: is write-protected; name another")
 
 
@@ -180,7 +198,8 @@ def write_record(record: Record, folder: Path) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises OSError."""
+    """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _written(path.parent, content) as temporary:
         os.replace(temporary, path)

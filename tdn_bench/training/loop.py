@@ -24,7 +24,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
-from tdn_bench.records import check_folder
+from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
 from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data
 from tdn_bench.training.progress import Progress, progress_bar
@@ -67,6 +67,7 @@ def check(recipe: Recipe) -> None:
     starts = [name for name in ("init", "checkpoint", "finetune") if getattr(recipe.start, name) is not None]
     if len(starts) > 1:
         raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
+    check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:
         check_folder("--results", recipe.results)
