@@ -30,8 +30,9 @@ def _escaped(found: str) -> str:
 
 
 def markdown_code(text: str) -> Markdown:
-    """Any text as Markdown's `code`, on one line."""
-    return Markdown(f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`")
+    """Any text as Markdown's `code`, on one line; what no `code` in a table takes, as plain text."""
+    shown = printable(text)
+    return markdown_text(shown) if re.search(r"[`|\\]", shown) or not shown.strip() else Markdown(f"`{shown}`")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

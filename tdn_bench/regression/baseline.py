@@ -207,6 +207,8 @@ def _check_details(details: Mapping[str, Any]) -> None:
         for kind, peaks in kinds.items():
             if not isinstance(peaks, list) or not peaks or not all(is_number(p) and p > 0 for p in peaks):
                 raise ValueError(f"memory {kind} is no list of peaks")
+    if not isinstance(details.get("scores_sha256"), dict | None):
+        raise ValueError("scores_sha256 is no object")
     if not isinstance(details.get("accepted", []), list):
         raise ValueError("accepted is no list")
 
@@ -217,11 +219,13 @@ def check_scores(path: Path, record: Record) -> None:
     for engine, precision in plan.engines:
         file = scores_file(path, f"{engine}-{precision}")
         scores, notes = load_scores(file)
-        why = None
+        why, digests = None, record.details.get("scores_sha256")  # older baselines have none
         if not scores.logits.isfinite().all():
             why = "holds scores that are no numbers"
         elif notes.get("data") != record.details["data_digest"]:
             why = f"holds scores of other videos than {path.name}"
+        elif digests is not None and digests.get(f"{engine}-{precision}") != checksum(str(file)):
+            why = f"has changed since {path.name} was written (other SHA-256)"
         if why is not None:
             raise UserError(f"{printable(str(file))}: {why}; remove the baseline and make it anew with --update")
 
@@ -251,8 +255,12 @@ def update(
     if hides:
         accepted.append({"reason": config.accept, "hides": hides, "utc": utc_now(), "commit": record.commit})
     details = {k: v for k, v in record.details.items() if k not in ("checks", "exit_status")} | {"accepted": accepted}
+    digests = {}
     for name, scores in found.scores.items():
-        scores.save(scores_file(config.baseline, name), {"data": record.details["data_digest"]})
+        file = scores_file(config.baseline, name)
+        scores.save(file, {"data": record.details["data_digest"]})
+        digests[name] = checksum(str(file))
+    details["scores_sha256"] = digests
     try:
         write_whole(config.baseline, to_json(replace(record, kind="baseline", details=details)))
     except OSError as e:

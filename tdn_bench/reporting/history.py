@@ -34,8 +34,8 @@ class Point:
 
 def read_below(folders: Sequence[Path]) -> list[Record]:
     """All records below the folders, each once; other JSON files are passed over with a note."""
-    files = {Path(os.path.realpath(path)) for folder in folders for path in folder.rglob("*.json")}
-    records, others = read_records(files)
+    files = {os.path.realpath(path): path for folder in folders for path in folder.rglob("*.json")}
+    records, others = read_records(files.values())
     for line in others:
         print(f"note: not shown: {line}", file=sys.stderr)
     without = [printable(str(folder)) for folder in folders if not any(folder.rglob("*.json"))]

@@ -214,7 +214,7 @@ def _parity(page: Page, found: Sequence[Found]) -> None:
         "decoders": ("## Decoders beside a whole decode", decoder_parity_table),
     }
     for f in found:
-        title, table = tables["decoders" if f.record.name == "decoders" else "engines"]
+        title, table = tables["decoders" if "false_scans" in f.record.figures else "engines"]
         if page.fits(f, table):
             data = shortened(f.record.data["name"]) if f.record.data is not None else "no data set"
             what = f"{f.record.name} on {data}, status {f.record.status}"

@@ -122,7 +122,7 @@ def test_scores_take_the_place_of_scores_only(tmp_path, small_checkpoint):
     random_scores(2, 1, 3, 0).save(path, NOTES)
     check_target(path)
     for other in (small_checkpoint, tmp_path):
-        with pytest.raises(UserError, match="holds no scores|not a regular file"):
+        with pytest.raises(UserError, match=r"holds no scores|not a regular file"):
             check_target(other)
 
 
