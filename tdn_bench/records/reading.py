@@ -23,12 +23,14 @@ def regular_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
     """The content of a file. Raises OSError as opening does, ValueError where it is none (a folder, a pipe, a device)
     or is larger."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes would wait for ever
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("is not a regular file")
-        content = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
-    if status.st_size > most_bytes or len(content) > most_bytes:
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most_bytes:
         raise ValueError(f"is larger than {most_bytes / 2**20:.0f} MiB")
     return content
 

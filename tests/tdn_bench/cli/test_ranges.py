@@ -42,7 +42,7 @@ def test_a_number_beyond_its_range_is_one_line(command, flags, capsys, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert run_command(command.main, flags.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {flags.split()[-2]} ")
+    assert error.startswith(f"error: {flags.split()[-2]}")
     assert error.count("\n") == 1
     assert len(error) < 200
     assert list(tmp_path.iterdir()) == []  # nothing was rendered, made or read
