@@ -63,8 +63,9 @@ gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the 
 benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader [ARGS=--help]
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
-fuzz: $(STAMP)  ## 1,000 damaged files through scan, training and evaluation (a slice of it is in make test)
+fuzz: $(STAMP)  ## 1,000 damaged files each: videos, records, baselines (a slice of it is in make test)
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz.py $(ARGS)
+	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_records.py
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -34,7 +34,8 @@ class Point:
 
 def read_below(folders: Sequence[Path]) -> list[Record]:
     """All records below the folders, each once; other JSON files are passed over with a note."""
-    files = {os.path.realpath(path): path for folder in folders for path in folder.rglob("*.json")}
+    found = [path for folder in folders for path in folder.rglob("*.json")]
+    files = {os.path.realpath(path) if path.is_file() else os.path.abspath(path): path for path in found}
     records, others = read_records(files.values())
     for line in others:
         print(f"note: not shown: {line}", file=sys.stderr)
