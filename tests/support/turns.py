@@ -21,7 +21,7 @@ class Machine:
     def __init__(self):
         self.speed, self.noise, self.factors, self.seed = 1.0, 0.01, {}, 0
         self.memory, self.wrong, self.status, self.digest = 1e9, 0, "stable", "d"
-        self.base_factors = {}
+        self.base_factors, self.noisy = {}, {}
 
     def __call__(self, specs, *, videos, rounds, round_s, with_scores, device, budget):
         assert str(device) == "cpu"
@@ -37,7 +37,7 @@ class Machine:
             for name in names:
                 factors = self.base_factors if name.startswith("base ") else self.factors
                 for figure, ms in TIMES.get(name.removeprefix("base "), ENGINE).items():
-                    own = generator.lognormal(0, self.noise, 12)
+                    own = generator.lognormal(0, self.noisy.get(figure, self.noise), 12)
                     values = ms * self.speed * factors.get(figure, 1.0) * shared * own
                     found.times.setdefault(name, {}).setdefault(figure, []).append(values.tolist())
                 found.memory.setdefault(name, {}).setdefault("host_bytes", []).append(self.memory)
