@@ -63,9 +63,10 @@ gpu-suite: $(STAMP)  ## check and measure everything on a GPU (without one: the 
 benchmark: $(STAMP)  ## one of benchmarks/: make benchmark NAME=loader [ARGS=--help]
 	$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS)
 
-fuzz: $(STAMP)  ## 1,000 damaged videos through the whole input path, 3,000 hostile annotations (a slice is in make test)
+fuzz: $(STAMP)  ## thousands of damaged videos, annotations, records and baselines (a slice of it is in make test)
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_annotations.py
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz.py $(ARGS)
+	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_records.py
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -44,7 +44,7 @@ from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.temporal_difference import TemporalConv
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 NUM_CLASSES, AUTHORS = 174, "authors"
 
@@ -270,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/engine_speed.py")
+    results = record_folder(config.results, "benchmarks")
     if min(config.rounds, config.threads or 1, *config.batches) < 1:
         raise UserError("batch sizes, rounds and threads must be at least 1")
     device = pick_device(config.device)
@@ -301,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=device,
         details={"threads": config.threads or torch.get_num_threads(), "classes": NUM_CLASSES},
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.interference import Watch
 from tdn_bench.measurement.statistics import Change, change
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 from tdn_bench.regression import worker
 from tdn_bench.regression.interleaving import WorkerProcess, WorkerSpec, started
 
@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/gate_power.py")
+    results = record_folder(config.results, "benchmarks")
     if config.rounds * config.turns < 10 or config.videos < 1:
         raise UserError("--rounds × --turns must be at least 10, --videos at least 1")
     data = make_dataset(config.data, train=8, validation=64) if not config.data.exists() else config.data
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if time.monotonic() - begun > config.max_seconds:
             break
         start = time.monotonic()
-        with started([spec] * (2 * config.rounds), config.videos) as (pool, _):
+        with started([spec] * (2 * config.rounds), config.videos) as (pool, *_):
             starts.append(time.monotonic() - start)
             for number in range(first, min(first + config.reuse, total)):
                 if time.monotonic() - begun > config.max_seconds:
@@ -240,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "comparisons": said_of,
         },
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 def line(counts: dict[float, Counter[str]]) -> str:

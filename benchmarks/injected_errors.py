@@ -28,7 +28,7 @@ from tdn_bench.cli import BuildFlags, DataFlags, LoaderFlags, NetworkFlags, pars
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 from tdn_bench.regression.accuracy import AccuracyVerdict, compare_scores
 
 BATCH, PIXELS_OFF = 16, 4
@@ -128,6 +128,7 @@ def shuffled(batches: Sequence[ClipBatch], size: int, rng: np.random.Generator) 
 def main(argv: Sequence[str] | None = None) -> None:
     """Inject, judge and write a record."""
     config = parse(Benchmark, argv, "injected-errors")
+    results = record_folder(config.results, "benchmarks")
     names = [name for name in config.engines if why_unavailable(name, "cpu") is None]
     if config.network.checkpoint is None or not names or min(config.draws, config.repetitions) < 1:
         raise UserError("--checkpoint is missing, no engine of --engines is ready, or --draws or --repetitions below 1")
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=device,
         manifest=manifest,
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from pipelines.jpeg import frame_files
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 Decode = Callable[[list[bytes]], list[np.ndarray]]  # all frames of a video, as DALI wants them
 
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/jpeg.py")
+    results = record_folder(config.results, "benchmarks")
     if config.frames is not None and not config.frames.is_dir():
         raise UserError(f"--frames {config.frames}: no such folder")
     files = [Path(f).read_bytes() for f in frame_files(str(config.frames))] if config.frames is not None else []
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     samples = {f"{name}_cpu_ms": v for name, v in cpu_ms.items()}
     record = make_record("benchmark", "jpeg", figures=figures, samples=samples, settings=asdict(config), device=device)
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from pipelines.plan import ClipPlan, plan_training
 from pipelines.processes import cores
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(-1, 1, 1)
@@ -249,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/loader.py")
+    results = record_folder(config.results, "benchmarks")
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     samples: dict[str, list[float]] = {}
@@ -266,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     settings = asdict(replace(config, workers=config.workers or cores()))
     record = make_record("benchmark", "loader", figures=figures, samples=samples, settings=settings, device=device)
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

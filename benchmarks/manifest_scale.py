@@ -26,7 +26,7 @@ from pipelines.clip import ClipSpec
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Video, VideoFile
 from tdn_bench.cli import run_command
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 CLASSES = tuple(f"class {i}" for i in range(400))
 
@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/manifest_scale.py")
+    results = record_folder(config.results, "benchmarks")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.arrow"
         start = time.perf_counter()
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(
         "benchmark", "manifest-scale", figures=figures, samples=samples, settings=asdict(config), device=device
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

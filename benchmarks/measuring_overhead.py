@@ -32,7 +32,7 @@ from pipelines.synthetic import make_dataset
 from tdn_bench.cli import SYNTHETIC_DATA, DataFlags, NetworkFlags, WorkloadFlags, pick_device, run_command
 from tdn_bench.measurement.statistics import percentile
 from tdn_bench.measurement.throughput import run_batches
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/measuring_overhead.py")
+    results = record_folder(config.results, "benchmarks")
     device = pick_device(config.device)
     torch.set_num_threads(1)
     data = config.data or make_dataset(SYNTHETIC_DATA, train=8, validation=64, workers=config.workers)
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(
         "benchmark", name, figures=figures, samples=samples, settings=asdict(config), device=device, manifest=manifest
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 from tdn_bench.training.ablation import TABLES
 
 NUM_CLASSES, BASELINE = 174, "tsn"
@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/networks.py")
+    results = record_folder(config.results, "benchmarks")
     if min(config.batch_size, config.rounds, config.threads or 1) < 1:
         raise UserError("batch size, rounds and threads must be at least 1")
     for variant in config.networks:
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=device,
         details={"threads": torch.get_num_threads()},
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tdn_bench.correctness.logits import TOLERANCE, compare_logits
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 FINAL = "one frame normalised"
 
@@ -151,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/rewriting.py")
+    results = record_folder(config.results, "benchmarks")
     if min(config.rounds, config.batch_size) < 1:
         raise UserError("batch size and rounds must be at least 1")
     device = pick_device(config.device)
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=device,
         details={"threads": torch.get_num_threads()},
     )
-    print(f"record: {write_record(record, config.results or default_folder('benchmarks'))}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tdn_bench.cli import pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.models import SegmentNetwork, create_model
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv, upsample_to
-from tdn_bench.records import default_folder, make_record, write_record
+from tdn_bench.records import make_record, record_folder, write_record
 
 NUM_SEGMENTS, SIZE, NUM_CLASSES = 8, 224, 174
 STAGES = {"res3": (128, 28), "res4": (256, 14), "res5": (512, 7)}  # channels, height and width where most blocks are
@@ -229,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/temporal_conv.py")
+    results = record_folder(config.results, "benchmarks")
     if min(config.batch_size, config.rounds, config.network_rounds, config.threads or 1, *config.network_batches) < 1:
         raise UserError("batch sizes and rounds must be at least 1")
     device = pick_device(config.device)
@@ -248,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=device,
         details={"threads": torch.get_num_threads(), "precision": "fp32"},
     )
-    folder = config.results or default_folder("benchmarks")
-    print(f"record: {write_record(record, folder)}")
+    print(f"record: {write_record(record, results)}")
 
 
 if __name__ == "__main__":

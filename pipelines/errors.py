@@ -6,7 +6,6 @@ import re
 
 # Control characters, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-_SHORT = {9: r"\t", 10: r"\n", 13: r"\r"}
 
 
 def printable(text: str) -> str:
@@ -16,7 +15,7 @@ def printable(text: str) -> str:
     def escape(match: re.Match[str]) -> str:
         code = ord(match[0])
         code -= 0xDC00 * (0xDC80 <= code <= 0xDCFF)  # how Python keeps a file name's byte that is not UTF-8
-        return _SHORT.get(code) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
     return _UNSAFE.sub(escape, text)
 

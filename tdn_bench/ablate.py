@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipelines.processes import cores
 from tdn_bench.cli import parse, pick_device, run_command, settings_of
+from tdn_bench.cli.ranges import check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import RECIPES
-from tdn_bench.records import check_folder, write_record
+from tdn_bench.records import check_file, check_folder, write_record, write_whole
 from tdn_bench.training.ablation import AblationFlags, ablation_record, page, plan_runs, tabulate, train_all
 
 
@@ -33,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse(Ablate, argv, "ablate", tyro.conf.PositionalRequiredArgs)
     config = command.ablation
     config.check()
-    if command.parallel is not None and command.parallel < 1:
-        raise UserError(f"--parallel {command.parallel}: must be at least 1")
+    check_ranges(command, parallel=(1, 256))
     recipe = RECIPES[config.recipe]()
     device = pick_device(recipe.device)
     parallel = command.parallel or (cores() if device.type == "cpu" else 1)
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = command.results or config.output / "records"
     check_folder("--output", config.output)
     check_folder("--results", folder)
+    path = folder / f"{config.table}-{config.recipe}.md"
+    check_file("--results", path)
     synthetic = None
     if config.data is None and config.recipe == "demo":
         from pipelines.synthetic import make_dataset
@@ -51,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_all(runs, folder, parallel, threads, str(device))
     ablation = tabulate(config, runs, folder)
     written = write_record(ablation_record(config, ablation, settings_of(command), device), folder)
-    path = folder / f"{config.table}-{config.recipe}.md"
-    path.write_text(page(config, ablation), encoding="utf-8")
+    try:
+        write_whole(path, page(config, ablation).encode())
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
     print(f"\n{ablation.table}\n\ntable: {path}\nrecord: {written}")
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import tyro
 
 from tdn_bench.cli import parse, run_command
+from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
+from tdn_bench.cli.ranges import check_ranges
 from tdn_bench.errors import UserError
-from tdn_bench.models.complexity import Stage, measure
+from tdn_bench.models.complexity import MIN_SIZE, Stage, measure
 from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.records.published import Published, published_for
 
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Flags, argv, "complexity")
     if config.backbone not in BACKBONES:
         raise UserError(f"--backbone {config.backbone}: choose one of {', '.join(BACKBONES)}")
+    check_ranges(config, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))
     models = config.models or tuple(f"{v}_{config.backbone}" for v in VARIANTS)
     wide = max(24, *map(len, models)) + 2
     print(

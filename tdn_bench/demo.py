@@ -11,9 +11,10 @@ from engines import ENGINES
 from pipelines.processes import cores
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import Command, parse, pick_device, run_command
+from tdn_bench.cli.ranges import DAY_S, check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import demo as demo_recipe
-from tdn_bench.records import check_folder, machine_name, utc_now
+from tdn_bench.records import check_file, check_folder, machine_name, utc_now
 from tdn_bench.reporting import write_report
 
 
@@ -95,7 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     begun, started = time.perf_counter(), utc_now()
     device = pick_device(config.device)
     folder = config.results or config.output / "records"
+    check_ranges(
+        config,
+        train_videos=(1, 1_000_000),
+        validation_videos=(1, 1_000_000),
+        epochs=(1, 10_000),
+        seconds=(0, DAY_S),
+        workers=(1, 1024),
+    )
     check_folder("--output", config.output)
+    check_file("--results", folder / "report.md")
     check_folder("--results", folder)
 
     def step(title: str) -> None:

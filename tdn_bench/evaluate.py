@@ -15,6 +15,7 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import DataFlags, LoaderFlags, Network, NetworkFlags, parse, pick_device, run_command, settings_of
 from tdn_bench.cli.flags import counted_once
+from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
@@ -58,8 +59,7 @@ class Evaluate:
         UserError for a number that cannot be."""
         clips, crops, size = PROTOCOLS[self.protocol]
         clips = clips if self.clips is None else self.clips
-        if clips < 1 or self.batch_size < 1:
-            raise UserError(f"--clips {clips} and --batch-size {self.batch_size} must be at least 1")
+        check_ranges(self, clips=(1, 100), batch_size=(1, MAX_BATCH))
         network = replace(self.network, size=size if self.network.size is None else self.network.size).resolve()
         return network, replace(network.clip_spec(), num_clips=clips, num_crops=self.crops or crops)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tdn_bench.cli import parse, pick_device, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.gpu_checks import STEPS, Run, Verdict, dry, full, run_step, supervise, table
-from tdn_bench.records import default_folder
+from tdn_bench.records import record_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def prepare(config: GpuSuite) -> Run:
             raise UserError(f"{flag} {' '.join(unknown)}: no such step; choose from {', '.join(STEPS)}")
     device = pick_device(config.device)
     gpu = device.type == "cuda"
-    folder = config.results or default_folder("gpu-suite" if gpu else "gpu-suite-dry")
+    folder = record_folder(config.results, "gpu-suite" if gpu else "gpu-suite-dry")
     return Run(full() if gpu else dry(), device, folder, config.data)
 
 

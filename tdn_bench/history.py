@@ -10,8 +10,10 @@ from pathlib import Path
 
 import tyro
 
+from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
 from tdn_bench.errors import UserError
+from tdn_bench.records import check_file
 from tdn_bench.reporting.history import commit_order, lines_of, numbers, plot, read_below, table
 
 
@@ -35,21 +37,22 @@ class History:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table and write the plot; without --figure, list the figures that there are."""
     config = parse(History, argv, "history", tyro.conf.PositionalRequiredArgs)
+    check_file("--out", config.out if config.figure is not None else None)
     records = read_below(config.folders)
     if not (chosen := [r for r in records if config.kind in (None, r.kind) and config.name in (None, r.name)]):
         there = ", ".join(sorted({f"{r.kind} {r.name}" for r in records}))
-        raise UserError(f"--kind {config.kind} --name {config.name}: no such records; there are {there}")
+        raise UserError(f"--kind {config.kind} --name {config.name}: no such records; there are {printable(there)}")
     figures = sorted({(r.kind, figure) for r in chosen for figure, _ in numbers(r.figures)})
     if config.figure is None:
         for kind, found in groupby(figures, lambda pair: pair[0]):
-            print(f"{kind}: {', '.join(figure for _, figure in found)}")
+            print(printable(f"{kind}: {', '.join(figure for _, figure in found)}"))
         return
     if config.figure not in (names := {figure for _, figure in figures}):
         close = ", ".join(difflib.get_close_matches(config.figure, names, n=5)) or "nothing like it"
-        raise UserError(f"--figure {config.figure}: in no record; there is {close}; leave the flag out to see all")
+        raise UserError(f"--figure {config.figure}: in no record; there is {printable(close)}; leave it out to see all")
     lines = lines_of(chosen, config.figure, commit_order())
     for line, points in lines.items():
-        print(f"{', '.join(line)}: {config.figure}\n{table(points)}")
+        print(f"{printable(', '.join(line))}: {printable(config.figure)}\n{table(points)}")
     plot(lines, config.figure, config.out)
     print(f"+: files differed from the commit; ?: not in the history here; both placed by time\nplot: {config.out}")
 

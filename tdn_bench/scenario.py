@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tdn_bench.cli import parse_subcommand, run_command
 from tdn_bench.loadgen.scenarios import SCENARIOS
 from tdn_bench.measurement.statistics import PERCENTILES
-from tdn_bench.records import Record, default_folder, write_record
+from tdn_bench.records import Record, record_folder, write_record
 
 
 def summary(record: Record) -> str:
@@ -51,9 +51,10 @@ def summary(record: Record) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a scenario; print its figures and write a record."""
     config = parse_subcommand(SCENARIOS, argv, "scenario")
+    folder = record_folder(config.output.results, "scenario")
     record = config.run()
     print(summary(record))
-    print(f"record: {write_record(record, config.output.results or default_folder('scenario'))}")
+    print(f"record: {write_record(record, folder)}")
 
 
 if __name__ == "__main__":

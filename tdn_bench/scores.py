@@ -15,7 +15,7 @@ import torch
 from tdn_bench.cli import parse_subcommand, run_command, settings_of
 from tdn_bench.correctness.scores import Scores, ensemble, load_alike, load_scores, per_class_lines
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, make_record, write_record
+from tdn_bench.records import Record, check_file, check_folder, make_record, write_record
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _title(notes: Mapping[str, Any], scores: Scores) -> str:
 
 def show(config: Show) -> None:
     """Print what one file says."""
+    check_file("--confusion", config.confusion)
     scores, notes = load_scores(config.file)
     classes = _class_names(scores, notes)
     print(f"{_title(notes, scores)}, {scores}")
@@ -82,6 +83,8 @@ def show(config: Show) -> None:
 
 def run_ensemble(config: Ensemble) -> None:
     """Print the accuracy of each file and of their sum."""
+    if config.results is not None:
+        check_folder("--results", config.results)
     parts, notes = load_alike(config.files, ("classes",))
     together = ensemble(parts, config.files)
     for path, part in zip(config.files, parts, strict=True):

@@ -8,7 +8,7 @@ from pipelines.ledger import IDLE, WORK
 from tdn_bench.cli import parse, run_command
 from tdn_bench.measurement.statistics import PERCENTILES, samples_for_percentile
 from tdn_bench.measurement.throughput import Throughput, measure
-from tdn_bench.records import Record, default_folder, write_record
+from tdn_bench.records import Record, record_folder, write_record
 from tdn_bench.regression.comparison import compare
 
 
@@ -57,6 +57,7 @@ def _headline(record: Record) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or compare; print the figures and write a record."""
     config = parse(Throughput, argv, "throughput")
+    folder = record_folder(config.output.results, "throughput")
     if config.compare is not None:
         comparison = compare(config, config.compare)
         print("\n".join(comparison.lines))
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         record = measure(config)
         print(summary(record))
-    print(f"record: {write_record(record, config.output.results or default_folder('throughput'))}")
+    print(f"record: {write_record(record, folder)}")
 
 
 if __name__ == "__main__":

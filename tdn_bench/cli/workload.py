@@ -19,6 +19,7 @@ from pipelines.manifest import Manifest, Videos
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli.device import pick_device
 from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, check_memory
+from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.errors import UserError
 
 # A type checker wants literals written out; what may be typed is what the registry of engines lists.
@@ -54,6 +55,7 @@ class WorkloadFlags:
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
+        check_ranges(self, batch_size=(1, MAX_BATCH))
         self.data.check()
         self.build.check()
         self.loader.policy()

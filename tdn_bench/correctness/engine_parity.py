@@ -28,6 +28,7 @@ from pipelines.clip import ClipBatch
 from pipelines.manifest import Manifest
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, calibration_clips, pick_device
+from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.correctness.engine_check import reference_spec
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.layer_parity import LayerParity, per_layer
@@ -166,8 +167,7 @@ def _engine_spec(config: Engines, network: Network, precision: str, device: torc
 def open_engine_parity(config: Engines) -> EngineParity:
     """Decide what the flags leave open, read the videos and run the reference. Raises UserError for a flag that cannot
     be, DataError for what is wrong with the data set, CheckpointError, and EngineError for a layer that is none."""
-    if config.batch_size < 1 or config.limit < 1:
-        raise UserError(f"--batch-size {config.batch_size} and --limit {config.limit} must be at least 1")
+    check_ranges(config, batch_size=(1, MAX_BATCH), limit=(1, 1_000_000))
     network, device = config.network.resolve(), pick_device(config.device)
     chosen = choose(config.engines, config.precisions, str(device))
     exact_float32()

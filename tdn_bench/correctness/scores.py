@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdn_bench.errors import UserError
+from tdn_bench.records import check_file
 
 FORMAT = "tdn_bench scores 1"
 
@@ -121,13 +122,9 @@ class Scores:
 def check_target(path: Path) -> None:
     """Raise UserError where `Scores.save` cannot write, or would destroy a file of another kind (a checkpoint): to be
     known before hours of work, not after."""
+    check_file("--scores", path)
     if path.exists() and not _is_scores(path):
         raise UserError(f"{path}: exists and holds no scores; name another file for the scores")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as e:
-        raise UserError(f"{path}: scores cannot be written there ({e.strerror})") from e
 
 
 def _is_scores(path: Path) -> bool:

@@ -14,7 +14,8 @@ from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
-from tdn_bench.cli import BuildFlags, WorkloadFlags, flag, settings_of
+from tdn_bench.cli import BuildFlags, WorkloadFlags, settings_of
+from tdn_bench.cli.ranges import DAY_S, LEAST, MAX_SEED, check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.loadgen.arrivals import Schedule, live_streams, poisson
 from tdn_bench.loadgen.driver import Goal, Trial, run_schedule
@@ -68,6 +69,22 @@ class QueryFlags:
     """How long a batch waits for more decoded videos, in milliseconds."""
     seed: int = 0
     """Seed for the order of videos and for arrivals."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that no run could have."""
+        check_ranges(
+            self,
+            seconds=(0, DAY_S),
+            max_seconds=(LEAST, DAY_S),
+            warmup_seconds=(0, 3600),
+            warmup_batches=(0, 100_000),
+            batch_wait_ms=(0, 60_000),
+            seed=(0, MAX_SEED),
+        )
+        if self.seconds > self.max_seconds:
+            raise UserError(
+                f"--seconds {self.seconds:g} is more than --max-seconds {self.max_seconds:g}; raise that, too"
+            )
 
     def goal(self, batch_size: int, bound_ms: float = math.inf, share: float = 0.99, steady: bool = False) -> Goal:
         """When a trial passes, and what is warm-up (the one place that says)."""
@@ -275,19 +292,20 @@ def highest(
 
 
 def _check(scenario: Scenario) -> None:
-    """Raise UserError for a number that no run could have."""
+    """Raise UserError for a number that no run could have, and a place where nothing can be written."""
     _check_engine(scenario.workload)
     scenario.output.check()
-    numbers = settings_of(scenario)
-    for name in ("samples_per_query", "latency_bound_ms", "rate_resolution", "fps", "deadline_ms"):
-        if (value := numbers.get(name)) is not None and value <= 0:
-            raise UserError(f"{flag(name)} {value}: must be above 0")
-    for name in ("seconds", "warmup_seconds", "warmup_batches", "batch_wait_ms", "max_seconds", "seed"):
-        if numbers[name] < 0:
-            raise UserError(f"{flag(name)} {numbers[name]}: must be at least 0")
-    for name, most in (("on_time", 1), ("percentile", 100)):
-        if not 0 < numbers.get(name, most / 2) < most:
-            raise UserError(f"{flag(name)} {numbers[name]}: must be above 0 and below {most}")
+    scenario.queries.check()
+    limits = {
+        "samples_per_query": (1, 10_000),
+        "latency_bound_ms": (0.001, 1000 * DAY_S),
+        "deadline_ms": (0.001, 1000 * DAY_S),
+        "rate_resolution": (0.001, 1),
+        "fps": (0.01, 1000),
+        "on_time": (0.01, 0.9999),
+        "percentile": (1, 99.99),
+    }
+    check_ranges(scenario, **{name: of for name, of in limits.items() if hasattr(scenario, name)})
 
 
 def _check_engine(workload: WorkloadFlags) -> None:

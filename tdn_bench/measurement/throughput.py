@@ -26,16 +26,16 @@ from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import Workload, WorkloadFlags, settings_of
+from tdn_bench.cli.ranges import DAY_S, LEAST, check_ranges
 from tdn_bench.correctness.engine_check import checked_engine
 from tdn_bench.correctness.logits import LogitComparison
 from tdn_bench.correctness.scores import Scores
-from tdn_bench.errors import UserError
 from tdn_bench.measurement.gpu_monitor import GpuMonitor
 from tdn_bench.measurement.interference import Watch
 from tdn_bench.measurement.statistics import PERCENTILES, TooFewSamples, half_width, percentile
 from tdn_bench.measurement.time_breakdown import break_down, save_trace
 from tdn_bench.measurement.warm_up import warm_up
-from tdn_bench.records import Record, check_folder, make_record
+from tdn_bench.records import Record, check_file, check_folder, check_name, make_record
 
 REAL_TIME_FRAMES_PER_S = 25
 CHECKED_BATCHES, CHECKED_CLIPS = 2, 16  # at least
@@ -52,18 +52,18 @@ class TimingFlags:
     interval: float | None = None
     """Keep measuring until the 95 % interval of ms/video is at most ± this share (0.01: 1 %), or --max-seconds is over.
     With --compare it is the interval of the ratio; default there: 0.01."""
-    max_seconds: float = 120
-    """The longest that --interval or --compare may take, in seconds."""
+    max_seconds: float = 600
+    """--interval: end when this many seconds were measured; a pass that has begun is finished. --compare: the longest
+    that the whole command may take, starts and builds included."""
     warmup_batches: int = 4
     """Batches to run before counting begins, at least. Warm-up goes on until batches no longer get faster, for 20 s at
     most."""
 
     def check(self) -> None:
         """Raise UserError for a number that no run could have."""
-        if self.seconds < 0 or self.warmup_batches < 0:
-            raise UserError(f"--seconds {self.seconds} and --warmup-batches {self.warmup_batches} must be at least 0")
-        if self.interval is not None and self.interval <= 0:
-            raise UserError(f"--interval {self.interval}: must be above 0")
+        check_ranges(
+            self, seconds=(0, DAY_S), interval=(LEAST, 1), max_seconds=(LEAST, DAY_S), warmup_batches=(0, 100_000)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,12 @@ class OutputFlags:
     """Folder for the record; default: runs/<command>. To publish: results/<machine>."""
 
     def check(self) -> None:
-        """Raise UserError for a place where nothing can be written: before hours of work, not after."""
-        if self.trace is not None:
-            check_folder("--trace", self.trace.parent)
-            if self.trace.is_dir():
-                raise UserError(f"--trace {self.trace}: is a folder; name a file")
+        """Raise UserError for a place where nothing can be written, and a name that no file can have: before hours of
+        work, not after."""
+        check_name("--name", self.name)
+        check_file("--trace", self.trace)
+        if self.results is not None:
+            check_folder("--results", self.results, make=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,7 @@ class Throughput:
         """Raise UserError for what could not be measured or written."""
         self.output.check()
         self.timing.check()
-        if not 0 < self.confidence < 1:
-            raise UserError(f"--confidence {self.confidence}: must be above 0 and below 1")
+        check_ranges(self, confidence=(0.5, 0.999999))
 
 
 @dataclass

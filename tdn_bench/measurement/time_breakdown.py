@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.ledger import IDLE, MAX_SPANS, WORK, Lane, Ledger
 from tdn_bench.errors import UserError
+from tdn_bench.records import write_whole
 
 MOST_UNEXPLAINED_PERCENT = 5
 
@@ -97,4 +98,4 @@ def write_trace(ledger: Ledger, path: Path) -> None:
             at = {"ts": round(1e6 * (start_s - ledger.since_s), 3), "dur": round(1e6 * (end_s - start_s), 3)}
             events.append({"ph": "X", "name": stage or what, **place, **at, "args": {"of": what}})
     note = {"cut": f"only the first {MAX_SPANS} spans of {', '.join(full)}"} if full else {}
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": note}), encoding="utf-8")
+    write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": note}).encode())

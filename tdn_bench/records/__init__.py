@@ -3,20 +3,33 @@
 Also here: `compress`, which moves a published record's samples to a compressed file.
 """
 
-from tdn_bench.records.environment import PACKAGES, commit, cpu_name, describe_machine, machine_name, versions
+from tdn_bench.records.environment import (
+    PACKAGES,
+    commit,
+    cpu_name,
+    describe_machine,
+    machine_name,
+    machine_text,
+    versions,
+)
 from tdn_bench.records.published import PUBLISHED, Published, published_for
+from tdn_bench.records.reading import STATUSES
 from tdn_bench.records.record import (
     SCHEMA_VERSION,
-    STATUSES,
     Record,
+    check_file,
     check_folder,
+    check_name,
     default_folder,
     latest_records,
     make_record,
     read_record,
+    read_records,
+    record_folder,
     to_json,
     utc_now,
     write_record,
+    write_whole,
 )
 
 __all__ = [
@@ -26,18 +39,24 @@ __all__ = [
     "STATUSES",
     "Published",
     "Record",
+    "check_file",
     "check_folder",
+    "check_name",
     "commit",
     "cpu_name",
     "default_folder",
     "describe_machine",
     "latest_records",
     "machine_name",
+    "machine_text",
     "make_record",
     "published_for",
     "read_record",
+    "read_records",
+    "record_folder",
     "to_json",
     "utc_now",
     "versions",
     "write_record",
+    "write_whole",
 ]

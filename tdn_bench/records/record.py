@@ -12,10 +12,12 @@ import lzma
 import os
 import re
 import secrets
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.errors import printable
 from pipelines.manifest import Manifest
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
+from tdn_bench.records.reading import MAX_BYTES, STATUSES, check_record, parse_json, regular_file
 
 SCHEMA_VERSION = 2
-MAX_SAMPLES_BYTES = 2**30  # unpacked: a small file may hold any number of zeros
-STATUSES = ("stable", "unstable", "void", "unwatched")
+XZ_MEMORY_BYTES = 2**27  # twice what the highest preset needs; a header may ask for 4 GiB
 COMMIT = commit()  # asked at the start: of the code that runs, not of a commit made meanwhile
 
 
@@ -116,14 +119,53 @@ def _command() -> list[str]:
     return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """Make the folder that `flag` (as the user writes it: --results) names. Raises UserError where no file can be
-    written there: to be known before hours of work, not after."""
+def check_folder(flag: str, folder: Path, make: bool = True) -> None:
+    """Make the folder that `flag` (as the user writes it: --results) names, unless `make` is False. Raises UserError
+    where no file can be written there: to be known before hours of work, not after."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise UserError(f"{flag} {folder}: cannot be written ({e.strerror})") from e
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = next(f for f in (folder, *folder.parents) if f.exists() or f.is_symlink() or f == f.parent)
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))  # a full disk still makes empty files
+            file.flush()
+    except (OSError, ValueError) as e:  # ValueError: NUL in a name
+        why = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"{flag} {printable(str(folder)):.300}: cannot be written ({why})") from e
+
+
+def record_folder(results: Path | None, command: str) -> Path:
+    """Where a command's record goes: to the folder that --results names, or `default_folder`. Raises UserError where
+    none can be written there."""
+    folder = results or default_folder(command)
+    check_folder("--results", folder, make=False)
+    return folder
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """`check_folder` for a flag that names a file; None is a flag that was left out."""
+    if path is None:
+        return
+    check_folder(flag, path.parent, make=False)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as e:  # too long a name; NUL in it
+        why = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"{flag} {printable(str(path)):.300}: cannot be written ({why})") from e
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{flag} {printable(str(path))}: is not a regular file; name another")
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{flag} {printable(str(path))}: is write-protected; name another")
+
+
+def check_name(flag: str, name: str | None) -> None:
+    """Raise UserError where a name that `flag` gives is no part of a file's name, as it will have to be; None is a flag
+    that was left out."""
+    if name is not None and (not name.strip(". ") or "/" in name or printable(name) != name or len(name) > 100):
+        why = "a record's file is named after it; at most 100 characters, without / and not only dots"
+        raise UserError(f"{flag} {printable(name):.100}: {why}")
 
 
 def to_json(record: Record) -> bytes:
@@ -142,23 +184,44 @@ def laid_out(plain: Mapping[str, Any]) -> bytes:
 
 def write_record(record: Record, folder: Path) -> Path:
     """Write `<kind>-<name>-<time>.json` below `folder`, whole or not at all; no record is ever overwritten, however
-    many threads, processes and hosts write there. NaN and infinities are written as null. Raises UserError where the
-    folder takes no file."""
-    stem = f"{record.kind}-{record.name}-{record.created_utc.replace('-', '').replace(':', '')}"
-    temporary = folder / f".{record.kind}-{secrets.token_hex(8)}.tmp"
+    many threads, processes and hosts write there. NaN and infinities are written as null; in the file's name, what is
+    no letter or digit of the record's becomes a dash. Raises UserError where the folder takes no file."""
+    time = record.created_utc.replace("-", "").replace(":", "")
+    stem = f"{_file_name(record.kind)}-{_file_name(record.name)}-{time}"
     content = to_json(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before it has its name: no power cut leaves half a record
+        with _written(folder, content) as temporary:
             return _give_name(temporary, stem)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as e:
-        raise UserError(f"{folder}: cannot hold records ({e.strerror})") from e
+        raise UserError(f"{printable(str(folder))}: cannot hold records ({e.strerror})") from e
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _written(path.parent, content) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written(folder: Path, content: bytes) -> Iterator[Path]:
+    """A file with a name of its own, which is gone afterwards unless it was given another."""
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before it has its name: no power cut leaves half a record
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _file_name(text: str) -> str:
+    """A name from data as a part of a file's name."""
+    return re.sub(r"[^\w.+=-]+", "-", text).encode()[:100].decode(errors="ignore")
 
 
 def _give_name(temporary: Path, stem: str) -> Path:
@@ -187,39 +250,47 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1} 
 def read_record(path: Path) -> Record:
     """Read one record of this or an older schema, its samples joined where they lie in a file beside it. Raises
     UserError where the file is not a record or is of a newer schema, and where its samples are missing or changed."""
+    shown = printable(str(path))
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        newer = raw["schema_version"] > SCHEMA_VERSION
-        while raw["schema_version"] < SCHEMA_VERSION:
-            version = raw["schema_version"]
-            raw = _UPGRADES[version](raw) | {"schema_version": version + 1}
-        if not newer and "samples_file" in raw:
+        raw = parse_json(regular_file(path))
+        if not isinstance(raw, dict) or type(version := raw.get("schema_version")) is not int or version < 1:
+            raise ValueError("has no schema_version")
+        if version > SCHEMA_VERSION:
+            raise UserError(f"{shown}: record of schema {version:.4g}, this version reads up to {SCHEMA_VERSION}")
+        for older in range(version, SCHEMA_VERSION):
+            raw = _UPGRADES[older](raw) | {"schema_version": older + 1}
+        if "samples_file" in raw:
             raw["samples"] = _samples_beside(path, raw.pop("samples_file"))
-        record = None if newer else Record(**raw)
-    except (OSError, ValueError, TypeError, KeyError, lzma.LZMAError) as e:
-        raise UserError(f"{path}: not a record ({e})") from e
-    if record is None:
-        raise UserError(f"{path}: record of schema {raw['schema_version']}, this version reads up to {SCHEMA_VERSION}")
-    return _named_by_its_processor(record)
-
-
-def _samples_beside(path: Path, said: Mapping[str, Any]) -> dict[str, list[float]]:
-    """The samples of the record at `path`, from the compressed file that it names with its SHA-256."""
-    beside = path.parent / Path(said["name"]).name  # never anywhere else
-    try:
-        content = beside.read_bytes()
+        names = {f.name for f in fields(Record)}
+        if odd := sorted(names ^ raw.keys()):
+            raise ValueError(f"{'has no' if odd[0] in names else 'has an unknown field'} {odd[0]}")
+        check_record(raw)
     except OSError as e:
-        raise UserError(f"{path}: its samples cannot be read: {beside} ({e.strerror}); put it back there") from e
+        raise UserError(f"{shown}: cannot be read ({e.strerror})") from e
+    except (ValueError, lzma.LZMAError) as e:
+        raise UserError(f"{shown}: not a record ({printable(str(e)):.200})") from e
+    return _named_by_its_processor(Record(**raw))
+
+
+def _samples_beside(path: Path, said: Any) -> Any:
+    """The samples of the record at `path`, from the compressed file that it names with its SHA-256."""
+    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("name", "sha256")):
+        raise ValueError("samples_file names no file with its sha256")
+    beside = path.parent / Path(said["name"]).name  # never anywhere else
+    shown = printable(str(beside))
+    try:
+        content = regular_file(beside)
+    except OSError as e:
+        why = f"its samples cannot be read: {shown} ({e.strerror})"
+        raise UserError(f"{printable(str(path))}: {why}; put it back there") from e
     if hashlib.sha256(content).hexdigest() != said["sha256"]:
-        raise UserError(f"{beside}: not the samples that {path.name} names (other SHA-256); put those back")
-    unpacking = lzma.LZMADecompressor()
-    text = unpacking.decompress(content, MAX_SAMPLES_BYTES)
+        why = f"not the samples that {printable(path.name)} names (other SHA-256); put those back"
+        raise UserError(f"{shown}: {why}")
+    unpacking = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
+    text = unpacking.decompress(content, MAX_BYTES)
     if not unpacking.eof:
-        raise ValueError(f"{beside.name} is cut, or holds over {MAX_SAMPLES_BYTES} bytes")
-    samples = json.loads(text)
-    if not isinstance(samples, dict) or not all(isinstance(values, list) for values in samples.values()):
-        raise ValueError(f"{beside.name} holds no samples by name")
-    return samples
+        raise ValueError(f"{shown} is cut, or holds over {MAX_BYTES} bytes")
+    return parse_json(text)
 
 
 def _named_by_its_processor(record: Record) -> Record:
@@ -241,3 +312,14 @@ def latest_records(folder: Path, since: str = "") -> list[Record]:
         if record.created_utc >= since:
             newest[record.kind, record.name] = record
     return sorted(newest.values(), key=lambda r: r.created_utc)
+
+
+def read_records(paths: Iterable[Path]) -> tuple[dict[Path, Record], list[str]]:
+    """All that are records, and of the others a line each that names the file and says why it is none."""
+    records, others = {}, []
+    for path in sorted(paths):
+        try:
+            records[path] = read_record(path)
+        except UserError as e:
+            others.append(str(e))
+    return records, others

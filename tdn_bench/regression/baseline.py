@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from engines import default_precision, supported_precisions
+import numpy as np
+
+from engines import ENGINES, default_precision, supported_precisions
+from pipelines.errors import printable
+from pipelines.ledger import WORK
 from pipelines.manifest import checksum
 from tdn_bench.cli import pick_device
+from tdn_bench.cli.flags import CROP_RATIOS, MAX_SEGMENTS, SIZES
+from tdn_bench.cli.ranges import MAX_BATCH
 from tdn_bench.cli.settings import leaves
+from tdn_bench.cli.workload import Precision
+from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, read_record, to_json, utc_now
+from tdn_bench.records import Record, read_record, to_json, utc_now, write_whole
+from tdn_bench.records.reading import is_number
 from tdn_bench.regression.flags import Regress
 from tdn_bench.regression.interleaving import Interleaved
-from tdn_bench.regression.verdicts import FAILS, INCONCLUSIVE_VERDICT, OK, REGRESSION, Check
+from tdn_bench.regression.verdicts import FAILS, OK, REGRESSION, Check, is_undecided
 from tdn_bench.regression.worker import Reference
 
 BASE = "base "  # what the names of the other commit's workers begin with
+# Of the loader: named, and parts of its verdict.
+STAGES = tuple(f"{stage}_ms" for stage in WORK if stage not in ("infer", "train", "copy_back"))
+# What a worker may be told by a baseline, whoever wrote that.
+NUMBERS = {"num_segments": (1, MAX_SEGMENTS), "size": SIZES, "crop_ratio": CROP_RATIOS, "split": (1, 3)}
+NUMBERS |= {"batch_size": (1, MAX_BATCH)}
+TEXTS = ("model", "dataset", "data", "labels", "manifest", "train_list", "val_list", "class_names")
+MAX_VIDEOS, MAX_THREADS = 100_000, 1024
+PRECISIONS = get_args(Precision)
+TIME_MS = (1e-6, 1e9)  # that a turn may have taken
 
 
 @dataclass(frozen=True)
@@ -37,15 +55,26 @@ class GatePlan:
     checkpoint_sha256: str | None
 
     @classmethod
-    def read(cls, held: Mapping[str, Any]) -> GatePlan:
-        """From a record, where it is JSON. Baselines of before there were threads took all. Raises KeyError, TypeError
-        or ValueError where that is no plan."""
-        engines = tuple((str(engine), str(precision)) for engine, precision in held["engines"])
-        plan = cls(**{"threads": 0, **held, "engines": engines})
-        counts = (plan.videos, plan.threads, plan.reference_version)
-        if any(type(count) is not int or count < 0 for count in counts) or not plan.videos:
-            raise ValueError(f"videos, threads and reference_version are {counts}")
-        return plan
+    def read(cls, held: object) -> GatePlan:
+        """From a record, where it is JSON. Baselines of before there were threads took all. Raises ValueError where it
+        is no plan."""
+        known = {f.name for f in fields(cls)}
+        raw = {"threads": 0, **held} if isinstance(held, dict) else {}
+        if odd := sorted(known ^ raw.keys()):
+            raise ValueError(f"{'no' if odd[0] in known else 'unknown'} {odd[0]}")
+        limits = {"videos": (1, MAX_VIDEOS), "threads": (0, MAX_THREADS), "reference_version": (0, 10**6)}
+        for name, (low, high) in limits.items():
+            if type(raw[name]) is not int or not low <= raw[name] <= high:
+                raise ValueError(f"{name} is not from {low} to {high}")
+        for name in ("checkpoint", "checkpoint_sha256"):
+            if not isinstance(raw[name], str | None) or "\0" in (raw[name] or ""):
+                raise ValueError(f"{name} is no text")
+        if (raw["checkpoint"] is None) != (raw["checkpoint_sha256"] is None):
+            raise ValueError("checkpoint and checkpoint_sha256 do not belong together")
+        if not isinstance(raw["train"], bool):
+            raise ValueError("train is neither true nor false")
+        _check_flags(raw["flags"])
+        return cls(**{**raw, "engines": _engines(raw["engines"])})
 
     @classmethod
     def make(cls, config: Regress) -> GatePlan:
@@ -92,19 +121,113 @@ class GatePlan:
         return {"OMP_NUM_THREADS": str(self.threads)} if self.threads and device == "cpu" else {}
 
 
+def _check_flags(flags: Any) -> None:
+    """Raise ValueError for flags that `GatePlan.make` does not hold."""
+    if not isinstance(flags, dict):
+        raise ValueError("flags is no object")
+    for name, value in flags.items():
+        if name in NUMBERS:
+            low, high = NUMBERS[name]
+            if not is_number(value) or not low <= value <= high or (name != "crop_ratio" and type(value) is not int):
+                raise ValueError(f"flag {name} is not from {low} to {high}")
+        elif name not in TEXTS:
+            raise ValueError(f"unknown flag {name}")
+        elif not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError(f"flag {name} is no text")
+
+
+def _engines(listed: Any) -> tuple[tuple[str, str], ...]:
+    """Pairs of engine and precision. Raises ValueError where they are none."""
+    pairs = [tuple(pair) for pair in listed if isinstance(pair, list)] if isinstance(listed, list) else [()]
+    if not all(len(pair) == 2 and pair[0] in ENGINES and pair[1] in PRECISIONS for pair in pairs):
+        raise ValueError("engines are no pairs of an engine and a precision")
+    if len(pairs) < len(listed) or len(set(pairs)) < len(pairs):
+        raise ValueError("engines are no pairs, each once")
+    return tuple(pairs)  # type: ignore[arg-type]
+
+
+def judged(plan: GatePlan) -> list[tuple[str, str]]:
+    """(worker, figure) of the times that the verdict depends on."""
+    figures = [("loader", "loader_ms")]
+    figures += [(f"{e}-{p}", figure) for e, p in plan.engines for figure in ("infer_ms", "path_ms")]
+    return [*figures, *([("train", "train_ms")] if plan.train else [])]
+
+
+def rounds_of(record: Record, worker: str, figure: str, low: float = TIME_MS[0]) -> list[np.ndarray]:
+    """A baseline's samples of a figure, by round. Raises UserError where there are none, or they are not times (the
+    shortest may be `low`), or not those of its rounds."""
+    values = np.array(record.samples.get(f"{worker}_{figure}", ()), float)  # null: NaN
+    turns = record.details["turns"]
+    if sum(turns) != len(values) or not ((values >= low) & (values <= TIME_MS[1])).all():
+        what = f"the baseline's times of {worker} {figure}"
+        raise UserError(f"{what} are damaged; remove it and make it anew with --update")
+    return np.split(values, np.cumsum(turns)[:-1])
+
+
 def read_baseline(path: Path) -> Record:
-    """Raises UserError for a file that is none, or is of another reference network."""
+    """A baseline, all of which was looked at: before hours of measuring, not after. Raises UserError for a file that is
+    none, or is of another reference network."""
     record = read_record(path)
+    shown = f"--baseline {printable(str(path))}"
     if record.kind != "baseline":
-        raise UserError(f"--baseline {path}: a record of kind {record.kind}, no baseline; `--update` makes one")
+        kind = printable(record.kind)
+        raise UserError(f"{shown}: a record of kind {kind}, no baseline; `--update` makes one")
     try:
-        plan = GatePlan.read(record.details["held"])
-    except (KeyError, TypeError, ValueError) as e:
-        why = f"does not say what it measured ({e}); remove it and make it anew with --update"
-        raise UserError(f"--baseline {path}: {why}") from e
+        plan = GatePlan.read(record.details.get("held"))
+        _check_details(record.details)
+    except ValueError as e:
+        why = f"does not say what it measured ({printable(str(e))}); remove it and make it anew with --update"
+        raise UserError(f"{shown}: {why}") from e
     if plan.reference_version != Reference.VERSION:
-        raise UserError(f"--baseline {path}: of another reference network; remove it and make it anew by --update")
+        raise UserError(f"{shown}: of another reference network; remove it and make it anew by --update")
+    try:
+        for worker, figure in [*judged(plan), ("reference", "reference_ms")]:
+            rounds_of(record, worker, figure)
+        for stage in STAGES:  # of which a decoder may not have one: zeros
+            if f"loader_{stage}" in record.samples:
+                rounds_of(record, "loader", stage, 0)
+    except UserError as e:
+        raise UserError(f"{shown}: {e}") from e
     return record
+
+
+def _check_details(details: Mapping[str, Any]) -> None:
+    """Raise ValueError for what the gate could not compare with."""
+    turns = details.get("turns")
+    if not isinstance(turns, list) or not all(type(n) is int and 0 < n < 10**6 for n in turns):
+        raise ValueError("turns are no counts")
+    if len(turns) < 2 or len(turns) * min(turns) < 10:  # as `statistics.change` needs
+        raise ValueError("turns are fewer than ten, or of one round")
+    if not isinstance(details.get("data_digest"), str):
+        raise ValueError("no data_digest")
+    memory = details.get("memory")
+    if not isinstance(memory, dict) or not all(isinstance(kinds, dict) for kinds in memory.values()):
+        raise ValueError("no memory by worker")
+    for kinds in memory.values():
+        for kind, peaks in kinds.items():
+            if not isinstance(peaks, list) or not peaks or not all(is_number(p) and p > 0 for p in peaks):
+                raise ValueError(f"memory {kind} is no list of peaks")
+    if not isinstance(details.get("scores_sha256"), dict | None):
+        raise ValueError("scores_sha256 is no object")
+    if not isinstance(details.get("accepted", []), list):
+        raise ValueError("accepted is no list")
+
+
+def check_scores(path: Path, record: Record) -> None:
+    """Raise UserError where what the baseline's engines said is not there, is damaged, or is another baseline's."""
+    plan = GatePlan.read(record.details["held"])
+    for engine, precision in plan.engines:
+        file = scores_file(path, f"{engine}-{precision}")
+        scores, notes = load_scores(file)
+        why, digests = None, record.details.get("scores_sha256")  # older baselines have none
+        if not scores.logits.isfinite().all():
+            why = "holds scores that are no numbers"
+        elif notes.get("data") != record.details["data_digest"]:
+            why = f"holds scores of other videos than {path.name}"
+        elif digests is not None and digests.get(f"{engine}-{precision}") != checksum(str(file)):
+            why = f"has changed since {path.name} was written (other SHA-256)"
+        if why is not None:
+            raise UserError(f"{printable(str(file))}: {why}; remove the baseline and make it anew with --update")
 
 
 def scores_file(baseline: Path, worker: str) -> Path:
@@ -132,19 +255,23 @@ def update(
     if hides:
         accepted.append({"reason": config.accept, "hides": hides, "utc": utc_now(), "commit": record.commit})
     details = {k: v for k, v in record.details.items() if k not in ("checks", "exit_status")} | {"accepted": accepted}
-    config.baseline.parent.mkdir(parents=True, exist_ok=True)
+    digests = {}
     for name, scores in found.scores.items():
-        scores.save(scores_file(config.baseline, name), {"data": record.details["data_digest"]})
-    temporary = config.baseline.with_suffix(".tmp")
-    temporary.write_bytes(to_json(replace(record, kind="baseline", details=details)))
-    os.replace(temporary, config.baseline)
+        file = scores_file(config.baseline, name)
+        scores.save(file, {"data": record.details["data_digest"]})
+        digests[name] = checksum(str(file))
+    details["scores_sha256"] = digests
+    try:
+        write_whole(config.baseline, to_json(replace(record, kind="baseline", details=details)))
+    except OSError as e:
+        raise UserError(f"--baseline {printable(str(config.baseline))}: cannot be written ({e.strerror})") from e
     print(f"baseline: {config.baseline}")
     return OK
 
 
 def _hides(record: Record, found: Interleaved, before: Record | None, checks: Sequence[Check]) -> list[str]:
     """What a new baseline would hide, a line each."""
-    hides = [f"{c.name}: {c.verdict}" for c in checks if c.verdict in (*FAILS, INCONCLUSIVE_VERDICT)]
+    hides = [f"{c.name}: {c.verdict}" for c in checks if c.verdict in FAILS or is_undecided(c)]
     if before is not None:
         old, new = GatePlan.read(before.details["held"]), GatePlan.read(record.details["held"])
         if lost := set(old.engines) - set(new.engines):

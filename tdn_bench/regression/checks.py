@@ -7,28 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ledger import WORK
 from tdn_bench.correctness.scores import load_scores
-from tdn_bench.errors import UserError
 from tdn_bench.measurement.statistics import Change, Rounds, change
-from tdn_bench.records import Record
+from tdn_bench.records import Record, machine_text
 from tdn_bench.regression.accuracy import compare_scores
-from tdn_bench.regression.baseline import BASE, GatePlan, scores_file
+from tdn_bench.regression.baseline import BASE, STAGES, GatePlan, judged, rounds_of, scores_file
 from tdn_bench.regression.flags import Regress
 from tdn_bench.regression.interleaving import MIN_ROUNDS, Interleaved
-from tdn_bench.regression.verdicts import Check
+from tdn_bench.regression.verdicts import NOT_JUDGED, Check
 
-# Of the loader: named, not judged.
-STAGES = tuple(f"{stage}_ms" for stage in WORK if stage not in ("infer", "train", "copy_back"))
 DISTURBED = 1.10  # times the reference's median of the quickest round
 NEGLIGIBLE = 0.05  # of the loader's thread time: a stage below is not looked at
-
-
-def judged(plan: GatePlan) -> list[tuple[str, str]]:
-    """(worker, figure) of the times that the verdict depends on."""
-    figures = [("loader", "loader_ms")]
-    figures += [(f"{e}-{p}", figure) for e, p in plan.engines for figure in ("infer_ms", "path_ms")]
-    return [*figures, *([("train", "train_ms")] if plan.train else [])]
 
 
 def stages(found: Interleaved) -> list[tuple[str, str]]:
@@ -36,17 +25,6 @@ def stages(found: Interleaved) -> list[tuple[str, str]]:
     times = found.times["loader"]
     middle = {s: float(np.median(np.concatenate(times[s]))) for s in STAGES if s in times}
     return [("loader", s) for s, ms in middle.items() if ms > NEGLIGIBLE * sum(middle.values())]
-
-
-def rounds_of(record: Record, worker: str, figure: str) -> list[np.ndarray]:
-    """A baseline's samples of a figure, by round. Raises UserError where they are not times, or not those of its
-    rounds."""
-    values = np.array(record.samples[f"{worker}_{figure}"], float)  # null: NaN
-    turns = record.details.get("turns", ())
-    if sum(turns) != len(values) or not (np.isfinite(values) & (values > 0)).all():
-        what = f"the baseline's times of {worker} {figure}"
-        raise UserError(f"{what} are damaged; remove it and make it anew with --update")
-    return np.split(values, np.cumsum(turns)[:-1])
 
 
 def disturbed(reference_ms: Sequence[Sequence[float] | np.ndarray]) -> list[int]:
@@ -64,11 +42,11 @@ def without(rounds: Sequence[Any], left_out: Sequence[int]) -> list[Any]:
 def compare_times(found: Interleaved, before: Record | None, plan: GatePlan, config: Regress) -> dict[str, Change]:
     """The change of every time that both sides have, by `<worker> <figure>`, at the confidence that keeps all
     together at `config.confidence`."""
-    names = [*judged(plan), *stages(found)]
-    if before is not None:
-        names = [(c, f) for c, f in names if f"{c}_{f}" in before.samples]
-    else:
-        names = [(c, f) for c, f in names if f in found.times[BASE + c]]
+    names = judged(plan)
+    for c, f in stages(found):  # the other side's loader may know others, or need no time for one
+        then_ms = before.samples.get(f"{c}_{f}", ()) if before is not None else _flat(found.times[BASE + c].get(f, ()))
+        if min(then_ms, default=0) > 0 and min(_flat(found.times[c][f])) > 0:
+            names.append((c, f))
     confidence = 1 - (1 - config.confidence) / len(names)
     changes = {}
     bad = disturbed(found.times["reference"]["reference_ms"])
@@ -85,21 +63,23 @@ def compare_times(found: Interleaved, before: Record | None, plan: GatePlan, con
     return changes
 
 
+def _flat(rounds: Rounds) -> list[float]:
+    return [ms for turns in rounds for ms in turns]
+
+
 def time_checks(changes: dict[str, Change], margin: float, void: bool) -> list[Check]:
-    """Verdicts on times. A stage can only be found slower: where it is inconclusive, its whole tells."""
+    """Verdicts on times. A stage is a part of the loader: where it is inconclusive, its whole decides."""
     checks = []
     for name, c in changes.items():
-        is_stage = name.split()[1] in STAGES
         verdict = c.verdict(margin)
         text = f"{c.ratio.value - 1:+.1%} [{c.ratio.low - 1:+.1%}, {c.ratio.high - 1:+.1%}]"
-        if is_stage and verdict == "inconclusive":
-            verdict = "slower" if c.ratio.low > 1 else "same"
         if void and verdict == "regression":
             verdict, text = "inconclusive", f"{text}, but the run is void"
         if verdict == "inconclusive" and c.ratio.low > 1:
             text += "; slower, but by how much is not certain"
         text += f"; the smallest change this run could detect is {c.detectable - 1:.1%}"
-        checks.append(Check(name, verdict, text, c.ratio.value, c.ratio.low, c.ratio.high, c.detectable))
+        part = name.split()[1] in STAGES
+        checks.append(Check(name, verdict, text, c.ratio.value, c.ratio.low, c.ratio.high, c.detectable, part))
     return checks
 
 
@@ -123,12 +103,14 @@ def memory_checks(found: Interleaved, before: Record | None, config: Regress, sa
             else:
                 then = before.details["memory"].get(name, {}).get(kind, [])
             if not then:
+                text = f"{np.median(now) / 2**20:.0f} MiB; the other side has no such figure"
+                checks.append(Check(f"{name} {kind}", NOT_JUDGED, text))
                 continue
             ratio = float(np.median(now) / np.median(then))
             text = f"{np.median(now) / 2**20:.0f} MiB, {ratio - 1:+.1%}"
             verdict = "regression" if min(now) > max(then) * (1 + config.memory_margin) else "same"
             if not same_machine:
-                verdict, text = "same", f"{text} (another machine's baseline: not judged)"
+                verdict, text = NOT_JUDGED, f"{text} (another machine's baseline)"
             checks.append(Check(f"{name} {kind}", verdict, text, ratio))
     return checks
 
@@ -152,5 +134,7 @@ def accuracy_checks(found: Interleaved, config: Regress, plan: GatePlan, same_co
 
 
 def is_same_machine(before: Record, now: Record) -> bool:
-    keys = ("cpu", "cores", "torch_threads", "gpu", "driver", "system")
-    return all(before.machine.get(k) == now.machine.get(k) for k in keys)
+    """Whether times and peak memory can be compared: the machines are alike, and what runs on them."""
+    keys = ("torch_threads", "driver", "system")
+    alike = machine_text(before.machine) == machine_text(now.machine)
+    return alike and all(before.machine.get(k) == now.machine.get(k) for k in keys)

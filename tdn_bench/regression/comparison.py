@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +21,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.measurement.statistics import Change, change
 from tdn_bench.measurement.throughput import Throughput
 from tdn_bench.records import Record, make_record
+from tdn_bench.regression.budget import Budget
 from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Interleaved, WorkerSpec, checked_out, interleave
 
 ROUND_S = 4.0  # of turns, before both start anew in fresh processes
@@ -86,15 +86,16 @@ def ratios(found: Interleaved, confidence: float) -> dict[str, Change]:
 
 def compare(config: Throughput, pair: tuple[str, str], videos: int = 32) -> Comparison:
     """Take turns until the interval of the main ratio is as narrow as --interval wants (± 1 % without it), for six
-    rounds of fresh processes at least and about --max-seconds at most. `pair` is A and B as --compare writes them; a
-    turn loads `videos` videos. Raises UserError for a side that is none."""
+    rounds of fresh processes at least and --max-seconds at most. `pair` is A and B as --compare writes them; a turn
+    loads `videos` videos. Raises UserError for a side that is none, and where six rounds do not fit."""
     config.check()
+    budget = Budget(config.timing.max_seconds, MIN_ROUNDS)
     # renders missing videos here, once; what depends on a side's own flags is left to it
     data = replace(config.workload, engine="none", precision="auto").resolve().data
     flags = replace(config.workload, data=data)
     device = pick_device(flags.device)
     with ExitStack() as stack:
-        found, result = _take_turns(config, sides(pair, flags, stack), videos, device)
+        found, result = _take_turns(config, sides(pair, flags, stack), videos, device, budget)
     figures: dict[str, Any] = {}
     for name, c in result.items():
         figures |= {
@@ -118,21 +119,21 @@ def compare(config: Throughput, pair: tuple[str, str], videos: int = 32) -> Comp
 
 
 def _take_turns(
-    config: Throughput, both: list[WorkerSpec], videos: int, device: torch.device
+    config: Throughput, both: list[WorkerSpec], videos: int, device: torch.device, budget: Budget
 ) -> tuple[Interleaved, dict[str, Change]]:
     main = "path_ms" if all("path" in side.parts for side in both) else "loader_ms"
     wanted = INTERVAL if config.timing.interval is None else config.timing.interval
-    begun, found, result = time.monotonic(), Interleaved(), {}
-    for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S, device=device):
-        passed, rounds = time.monotonic() - begun, len(found.status)
+    found, result = Interleaved(), {}
+    for found in interleave(both, videos=videos, rounds=1000, round_s=ROUND_S, device=device, budget=budget):
+        rounds, compared = len(found.status), budget.passed_s()
         if rounds < MIN_ROUNDS:  # too few processes to know what differs from one to the next
             continue
         result = ratios(found, config.confidence)
         interval = result[main].ratio
-        print(f"round {rounds}, {passed:.0f} s: {TITLES[main]} B ÷ A = {interval}", file=sys.stderr, flush=True)
-        narrow = (interval.high - interval.low) / 2 <= wanted * interval.value
-        if narrow or passed * (1 + 1 / rounds) > config.timing.max_seconds:
+        print(f"round {rounds}, {compared:.0f} s: {TITLES[main]} B ÷ A = {interval}", file=sys.stderr, flush=True)
+        if (interval.high - interval.low) / 2 <= wanted * interval.value:
             break
+        budget.keep(budget.passed_s() - compared)
     return found, result
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdn_bench.cli import DataFlags, NetworkFlags
+from tdn_bench.cli.ranges import DAY_S, MAX_BATCH, check_ranges
+from tdn_bench.errors import UserError
+from tdn_bench.records import check_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,38 @@ class Regress:
     """How far accuracy may fall, in percentage points."""
     confidence: float = 0.99
     """Confidence that all intervals hold together."""
-    max_seconds: float = 180
-    """Measure for at most about this long, in seconds. It ends sooner if the noise allows a verdict."""
+    max_seconds: float = 600
+    """The longest that the whole command may take, in seconds, starts and engine builds included. It ends sooner if the
+    noise allows a verdict, and at once, with status 2, if six rounds do not fit."""
     round_s: float = 12
-    """Seconds of measuring in each round of fresh processes."""
+    """Seconds of measuring in each round of fresh processes, or less if --max-seconds leaves less."""
     junit: Path | None = None
     """Also write the verdicts as JUnit XML to this file."""
     markdown: Path | None = None
     """Also write the verdicts as GitHub-flavoured Markdown to this file."""
     json: Path | None = None
     """Also write a record with all samples and verdicts to this file."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be, and for a file that cannot be written: before any work."""
+        check_ranges(
+            self,
+            batch_size=(1, MAX_BATCH),
+            videos=(1, 100_000),
+            threads=(0, 1024),
+            margin=(0, 100),
+            transfer=(0, 100),
+            memory_margin=(0, 100),
+            accuracy_margin=(0, 100),
+            confidence=(0.5, 0.999999),
+            max_seconds=(1, DAY_S),
+            round_s=(0, DAY_S),
+        )
+        for name in ("junit", "markdown", "json"):
+            check_file(f"--{name}", getattr(self, name))
+        if self.update:
+            check_file("--baseline", self.baseline)
+        named = [self.baseline, self.junit, self.markdown, self.json]
+        written = [path.absolute() for path in named if path is not None]
+        if len(set(written)) < len(written):
+            raise UserError("--baseline, --junit, --markdown and --json: two name the same file; name different ones")

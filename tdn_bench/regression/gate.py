@@ -8,7 +8,6 @@ other commit, which takes turns with this one. What fails is what is certainly s
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from engines import why_unavailable
+from pipelines.errors import printable
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import flag, pick_device, settings_of
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, make_record, to_json
-from tdn_bench.regression.baseline import BASE, GatePlan, held, keeps_settings, read_baseline, update
+from tdn_bench.records import Record, make_record, to_json, write_whole
+from tdn_bench.regression.baseline import (
+    BASE,
+    GatePlan,
+    check_scores,
+    held,
+    judged,
+    keeps_settings,
+    read_baseline,
+    update,
+)
+from tdn_bench.regression.budget import Budget
 from tdn_bench.regression.checks import (
     DISTURBED,
     STAGES,
@@ -30,13 +40,12 @@ from tdn_bench.regression.checks import (
     culprits,
     disturbed,
     is_same_machine,
-    judged,
     memory_checks,
     time_checks,
 )
 from tdn_bench.regression.flags import Regress
 from tdn_bench.regression.interleaving import HERE, MIN_ROUNDS, Interleaved, WorkerSpec, checked_out, interleave
-from tdn_bench.regression.verdicts import Check, exit_status, table, to_junit, to_markdown
+from tdn_bench.regression.verdicts import INCONCLUSIVE_VERDICT, Check, exit_status, table, to_junit, to_markdown
 
 SYNTHETIC_DATA, SYNTHETIC_VIDEOS = Path("runs/regress"), 320
 # glibc gives large buffers back to the kernel and takes them anew at each call, in some processes and in others not:
@@ -90,8 +99,9 @@ def worker_specs(plan: GatePlan, config: Regress, tree: Path = HERE, prefix: str
     return found
 
 
-def measure(plan: GatePlan, config: Regress, before: Record | None) -> tuple[Interleaved, Record]:
-    """Take turns until every judged time could show a change of the margin, or the time is over."""
+def measure(plan: GatePlan, config: Regress, before: Record | None, budget: Budget) -> tuple[Interleaved, Record]:
+    """Take turns until every judged time could show a change of the margin, or the time is over. Raises UserError where
+    it does not suffice for a verdict."""
     device = pick_device(config.device)
     with ExitStack() as stack:
         specs = worker_specs(plan, config)
@@ -101,12 +111,17 @@ def measure(plan: GatePlan, config: Regress, before: Record | None) -> tuple[Int
         if config.against is not None:
             tree = stack.enter_context(checked_out(config.against))
             specs += worker_specs(plan, config, tree, BASE)
-        begun, found = time.monotonic(), Interleaved()
+        found = Interleaved()
         for found in interleave(
-            specs, videos=plan.videos, rounds=1000, round_s=config.round_s, with_scores=True, device=device
+            specs,
+            videos=plan.videos,
+            rounds=1000,
+            round_s=config.round_s,
+            with_scores=True,
+            device=device,
+            budget=budget,
         ):
-            passed = time.monotonic() - begun
-            turns = found.turns()[-1]
+            passed, turns = budget.passed_s(), found.turns()[-1]
             print(
                 f"round {len(found.status)}: {passed:.0f} s, {turns} turns each, {found.status[-1]}",
                 file=sys.stderr,
@@ -117,8 +132,10 @@ def measure(plan: GatePlan, config: Regress, before: Record | None) -> tuple[Int
                 raise UserError(
                     f"the videos are not those of {config.baseline}: say by --data where they are, or use --against"
                 )
-            if _is_enough(found, before, plan, config, passed):
+            compared = budget.passed_s()
+            if _is_enough(found, before, plan, config):
                 break
+            budget.keep(budget.passed_s() - compared)  # the verdict takes as long again
     details = {
         "held": held(plan),
         "turns": found.turns(),
@@ -140,14 +157,12 @@ def measure(plan: GatePlan, config: Regress, before: Record | None) -> tuple[Int
     return found, record
 
 
-def _is_enough(found: Interleaved, before: Record | None, plan: GatePlan, config: Regress, passed_s: float) -> bool:
-    """Whether the rounds so far suffice, or there is no time for one more."""
+def _is_enough(found: Interleaved, before: Record | None, plan: GatePlan, config: Regress) -> bool:
+    """Whether the rounds so far suffice."""
     rounds = len(found.status)
     bad = disturbed(found.times["reference"]["reference_ms"])
     if rounds - len(bad) < MIN_ROUNDS:  # too few processes to know what differs from one to the next
         return False
-    if passed_s * (1 + 1 / rounds) > config.max_seconds:
-        return True
     if config.update or (before is None and config.against is None):
         return False  # a baseline takes all the time that it may
     changes = compare_times(found, before, plan, config)
@@ -168,6 +183,8 @@ def figures(found: Interleaved, plan: GatePlan) -> dict[str, float]:
 
 def run(config: Regress) -> int:
     """Measure, compare, print, write what was asked for; return the exit status."""
+    config.check()
+    budget = Budget(config.max_seconds, MIN_ROUNDS)
     if config.accept is not None and not config.update:
         raise UserError("--accept goes with --update: it says why a new baseline may hide a regression")
     if config.update and config.against is not None:
@@ -180,7 +197,9 @@ def run(config: Regress) -> int:
         plan = GatePlan.read(before.details["held"])
     else:
         plan = GatePlan.make(config)
-    found, record = measure(plan, config, None if config.against else before)
+    if before is not None and plan == GatePlan.read(before.details["held"]) and config.against is None:
+        check_scores(config.baseline, before)
+    found, record = measure(plan, config, None if config.against else before, budget)
     verdict = judge(plan, config, found, record, before)
     print(table(verdict.checks, verdict.notes, verdict.code))
     write_outputs(config, verdict)
@@ -230,6 +249,8 @@ def _notes(
         notes.append(f"other versions than the baseline's: {', '.join(changed)}")
     if slow := culprits(checks):
         notes.append(f"slower: {', '.join(slow)}")
+    if undecided := [c.name for c in checks if c.part and c.verdict == INCONCLUSIVE_VERDICT]:
+        notes.append(f"undecided parts: {', '.join(undecided)}; the loader as a whole decides")
     return notes
 
 
@@ -245,7 +266,6 @@ def write_outputs(config: Regress, verdict: Verdict) -> None:
         if path is None:
             continue
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text())
+            write_whole(path, text())
         except OSError as e:
-            raise UserError(f"--{name} {path}: cannot be written ({e.strerror})") from e
+            raise UserError(f"--{name} {printable(str(path))}: cannot be written ({e.strerror})") from e

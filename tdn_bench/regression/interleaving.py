@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.gpu_monitor import GpuMonitor
 from tdn_bench.measurement.interference import Watch
+from tdn_bench.regression.budget import Budget, OutOfTime
 
 # That a verdict needs. Of R rounds the bootstrap draws one R times in R^(R-1): of three in 9, of six in 7,776, which is
 # beyond what any interval here looks at.
 MIN_ROUNDS = 6
+POLL_S = 3600.0  # as long as a pipe is waited for at a time: select takes no infinity
 HERE = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 Times = dict[str, list[list[float]]]  # figure → round → turn
@@ -47,8 +50,8 @@ class WorkerSpec:
 class WorkerProcess:
     """A worker at work. Raises UserError where it cannot get ready, or ends."""
 
-    def __init__(self, spec: WorkerSpec, videos: int, device: torch.device | str) -> None:
-        self.spec = spec
+    def __init__(self, spec: WorkerSpec, videos: int, device: torch.device | str, budget: Budget | None = None) -> None:
+        self.spec, self._budget = spec, budget
         self._pipe, there = Pipe()
         # one checkout first on the path, and not the folder of the script
         environment = os.environ | {"PYTHONPATH": str(spec.tree)} | spec.environment
@@ -66,8 +69,11 @@ class WorkerProcess:
         self._pipe.send(setup)
 
     def receive(self) -> dict[str, Any]:
-        """What the process says next: first its facts, once it is ready."""
+        """What the process says next: first its facts, once it is ready. Raises OutOfTime where the budget is over
+        before."""
         try:
+            while self._budget is not None and not self._pipe.poll(min(self._budget.timeout(), POLL_S)):
+                pass
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as e:
             self._process.wait()
@@ -100,6 +106,10 @@ class WorkerProcess:
         logits, labels = torch.from_numpy(said["logits"]), torch.from_numpy(said["labels"])
         return Scores(tuple(said["ids"]), logits[:, None], labels)
 
+    def kill(self) -> None:
+        """End it in the midst of its work."""
+        self._process.kill()
+
     def close(self) -> None:
         self._pipe.close()
         try:
@@ -112,20 +122,27 @@ class WorkerProcess:
 
 @contextmanager
 def started(
-    specs: Sequence[WorkerSpec], videos: int, device: torch.device | str = "cpu"
-) -> Iterator[tuple[list[WorkerProcess], list[dict[str, Any]]]]:
-    """The workers, ready and warm, and what each says of itself. `videos` are loaded in a turn, `device` is that of
-    the reference."""
+    specs: Sequence[WorkerSpec], videos: int, device: torch.device | str = "cpu", budget: Budget | None = None
+) -> Iterator[tuple[list[WorkerProcess], list[dict[str, Any]], float]]:
+    """The workers, ready and warm, what each says of itself, and how long a first turn of all took in seconds. `videos`
+    are loaded in a turn, `device` is that of the reference. Where the budget is over, they are ended at once."""
+    clock = time.monotonic if budget is None else budget.clock
     with ExitStack() as stack:
         processes: list[WorkerProcess] = []
-        for spec in specs:
-            processes.append(WorkerProcess(spec, videos, device))
-            stack.callback(processes[-1].close)
-        facts = [process.receive() for process in processes]
-        for process in processes:  # one that is not counted: threads, allocators and caches get warm
-            process.turn()
-            process.peak_memory()
-        yield processes, facts
+        try:
+            for spec in specs:
+                processes.append(WorkerProcess(spec, videos, device, budget))
+                stack.callback(processes[-1].close)
+            facts = [process.receive() for process in processes]
+            begun = clock()
+            for process in processes:  # one that is not counted: threads, allocators and caches get warm
+                process.turn()
+                process.peak_memory()
+            yield processes, facts, clock() - begun
+        except OutOfTime:
+            for process in processes:
+                process.kill()
+            raise
 
 
 @dataclass
@@ -174,24 +191,39 @@ def interleave(
     min_turns: int = 4,
     with_scores: bool = False,
     device: torch.device | str = "cpu",
+    budget: Budget | None = None,
 ) -> Iterator[Interleaved]:
     """Let the workers take turns in `rounds` rounds of fresh processes, each for at least `round_s` seconds and
     `min_turns` turns; after every round yield what there is by then. The order is reversed at each turn (A B B A …), so
     that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video.
-    `device` is watched beside the processor."""
+    `device` is watched beside the processor. A `budget` ends it, and shortens the turns of rounds that would else not
+    fit; a round that is not over by then is not counted. Raises UserError where too few fit for a verdict."""
     found = Interleaved()
+    budget = Budget(math.inf, 0) if budget is None else budget
     for _ in range(rounds):
-        with started(specs, videos, device) as (processes, facts):
-            if with_scores and not found.scores:
-                engines = [p for p in processes if "engine" in p.spec.parts]
-                found.scores = {p.spec.name: p.scores() for p in engines}
-            taken: list[list[dict[str, float]]] = [[] for _ in processes]
-            begun = time.monotonic()
-            with GpuMonitor(torch.device(device)) as monitor, Watch([p.pid for p in processes]) as watch:
-                while len(taken[0]) < min_turns or time.monotonic() - begun < round_s or len(taken[0]) % 2:
-                    for i in sorted(range(len(processes)), reverse=len(taken[0]) % 2 == 1):
-                        taken[i].append(processes[i].turn())
-            peaks = [process.peak_memory() for process in processes]
+        if (turns_s := budget.next_round_s(round_s, min_turns)) is None:
+            return
+        opened = budget.clock()
+        try:
+            with started(specs, videos, device, budget) as (processes, facts, warm_s):
+                start_s = budget.clock() - opened
+                budget.is_ready(start_s, warm_s, min_turns)
+                if with_scores and not found.scores:
+                    engines = [p for p in processes if "engine" in p.spec.parts]
+                    found.scores = {p.spec.name: p.scores() for p in engines}
+                taken: list[list[dict[str, float]]] = [[] for _ in processes]
+                begun = budget.clock()
+                with GpuMonitor(torch.device(device)) as monitor, Watch([p.pid for p in processes]) as watch:
+                    while len(taken[0]) < min_turns or budget.clock() - begun < turns_s or len(taken[0]) % 2:
+                        for i in sorted(range(len(processes)), reverse=len(taken[0]) % 2 == 1):
+                            taken[i].append(processes[i].turn())
+                turned = budget.clock()
+                peaks = [process.peak_memory() for process in processes]
+        except OutOfTime:
+            if budget.enough:
+                return
+            raise
+        budget.took(start_s + budget.clock() - turned, (turned - begun) / len(taken[0]))
         # this process may have a context on the card, too
         status, reasons = watch.verdict(gpu=monitor.samples, processes=len(processes) + torch.cuda.is_initialized())
         for what, values in monitor.samples.items():

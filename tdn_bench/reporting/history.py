@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pipelines.errors import printable
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, read_record
-from tdn_bench.reporting.plots import pyplot
+from tdn_bench.records import Record, machine_text, read_records
+from tdn_bench.records.reading import is_number
+from tdn_bench.reporting.plots import plot_text, pyplot, save
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,23 @@ class Point:
 
 def read_below(folders: Sequence[Path]) -> list[Record]:
     """All records below the folders, each once; other JSON files are passed over with a note."""
-    records = []
-    for path in sorted({p.resolve() for folder in folders for p in folder.rglob("*.json")}):
-        try:
-            records.append(read_record(path))
-        except UserError as e:
-            print(f"note: {e}", file=sys.stderr)
-    without = [str(folder) for folder in folders if not any(folder.rglob("*.json"))]
+    found = [path for folder in folders for path in folder.rglob("*.json")]
+    files = {os.path.realpath(path) if path.is_file() else os.path.abspath(path): path for path in found}
+    records, others = read_records(files.values())
+    for line in others:
+        print(f"note: not shown: {line}", file=sys.stderr)
+    without = [printable(str(folder)) for folder in folders if not any(folder.rglob("*.json"))]
     if without or not records:
         raise UserError(f"{', '.join(without) or 'FOLDER'}: no records (*.json) there; name folders that have some")
-    return records
+    return list(records.values())
 
 
-def numbers(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """All finite numbers among a record's figures; those of a figure inside another as `outer.inner`."""
+def numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers among a record's figures; those of a figure inside another as `outer.inner`."""
     for key, value in figures.items():
         if isinstance(value, Mapping):
             yield from numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        elif is_number(value):
             yield prefix + key, value
 
 
@@ -55,7 +58,11 @@ def quartiles(record: Record, figure: str) -> tuple[float, ...]:
     """Of the samples that the figure was made of; empty where there are none."""
     values = np.array(record.samples.get(figure, ()), float)
     if figure in ("ms_per_video", "p50_ms_per_video") and {"interval_s", "videos"} <= set(record.samples):
-        values = 1000 * np.array(record.samples["interval_s"], float) / np.array(record.samples["videos"], float)
+        times, videos = (np.array(record.samples[key], float) for key in ("interval_s", "videos"))
+        if len(times) != len(videos):  # of whom nobody knows which is whose
+            return ()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = 1000 * times / videos
     values = values[np.isfinite(values)]
     repeated = len(values) > 1 and record.kind != "train"  # whose samples are a curve over epochs
     return tuple(np.percentile(values, (25, 75)).tolist()) if repeated else ()
@@ -72,13 +79,13 @@ def commit_order() -> dict[str, int]:
 
 
 def lines_of(records: Sequence[Record], figure: str, order: Mapping[str, int]) -> dict[tuple[str, ...], list[Point]]:
-    """(machine with its processor, as short names may be shared; kind; name) -> points from left to right."""
+    """(machine with all that makes it another one; kind; name) -> points from left to right."""
     known = [(order[str(r.commit)], r.created_utc) for r in records if r.commit in order]
     lines: dict[tuple[str, ...], list[Point]] = defaultdict(list)
     for r in sorted(records, key=lambda r: r.created_utc):
         if (value := dict(numbers(r.figures)).get(figure)) is None:
             continue
-        line = (f"{r.machine['name']} ({r.machine.get('gpu') or r.machine.get('cpu')})", r.kind, r.name)
+        line = (f"{r.machine['name']} ({machine_text(r.machine)})", r.kind, r.name)
         commit, mark = r.commit or "none", ""
         place = (order.get(commit, -1), "", commit)
         if commit not in order:  # it stands behind the last commit that was measured by then
@@ -94,7 +101,7 @@ def table(points: Sequence[Point]) -> str:
     rows = [("commit", "time, UTC", "value", "quartiles", "status")]
     for p in points:
         time, spread = p.record.created_utc[:16].replace("T", " "), " – ".join(f"{v:.5g}" for v in p.quartiles)
-        status = ": ".join(filter(None, (p.record.status, "; ".join(p.record.status_reasons))))
+        status = printable(": ".join(filter(None, (p.record.status, "; ".join(p.record.status_reasons)))))
         rows.append((p.commit, time, f"{p.value:.5g}", spread, status))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  " + "  ".join(map(str.ljust, row, wide)).rstrip() for row in rows)
@@ -109,10 +116,10 @@ def plot(lines: Mapping[tuple[str, ...], Sequence[Point]], figure: str, path: Pa
     parts = [set(part) for part in zip(*lines, strict=True)]
     for i, (line, points) in enumerate(lines.items()):
         colour, aside = f"C{i % 10}", (i - (len(lines) - 1) / 2) * min(0.1, 0.5 / len(lines))
-        name = ", ".join(part for part, all_ in zip(line, parts, strict=True) if len(all_) > 1)
+        name = plot_text(", ".join(part for part, all_ in zip(line, parts, strict=True) if len(all_) > 1))
         valid, marker = [p for p in points if p.record.status != "void"], "osD^v"[i // 10 % 5]
         at, values = [x[p.column] + aside for p in valid], [p.value for p in valid]
-        ax.plot(at, values, color=colour, marker=marker, lw=1, label=name or line[-1])
+        ax.plot(at, values, color=colour, marker=marker, lw=1, label=name or plot_text(line[-1]))
         for p in points:
             where, face = x[p.column] + aside, "white" if p.record.status in ("unstable", "void") else colour
             ax.plot([where] * len(p.quartiles), p.quartiles, color=colour, alpha=0.5, lw=2)
@@ -120,11 +127,9 @@ def plot(lines: Mapping[tuple[str, ...], Sequence[Point]], figure: str, path: Pa
     ticks = [c for c in x if c[-1] == 0][:: math.ceil(len(x) / 60)]
     ax.set_xticks([x[c] for c in ticks], [commits[c] for c in ticks], rotation=60, ha="right", rotation_mode="anchor")
     ax.set(xlim=(-0.6, len(x) - 0.4), xlabel="oldest first; bars: quartiles of samples; hollow: unstable, ×: void")
-    ax.set(ylabel=figure, title=", ".join(part for all_ in parts if len(all_) == 1 for part in all_))
+    ax.set(ylabel=plot_text(figure), title=plot_text(", ".join(p for all_ in parts if len(all_) == 1 for p in all_)))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=math.ceil(len(lines) / 20), fontsize="small")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fig.savefig(path, dpi=120, bbox_inches="tight")
+        save(fig, path)
     except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
-        raise UserError(f"--out {path}: cannot be written ({e})") from e
-    plt.close(fig)
+        raise UserError(f"--out {printable(str(path))}: cannot be written ({printable(str(e))})") from e

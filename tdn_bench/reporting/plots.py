@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.errors import printable
 from pipelines.ledger import WORK
-from tdn_bench.records import Record
-from tdn_bench.reporting.tables import stages_of
+from tdn_bench.records import Record, write_whole
+from tdn_bench.reporting.tables import Unfit, number, pace, stages_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES = tuple(stage for stage in WORK if stage != "train")  # of inference
+MAX_BARS, MAX_MATRICES, MAX_LABELS, MAX_CLASSES = 40, 6, 100, 2000
 
 
 def pyplot() -> ModuleType:
@@ -25,42 +33,82 @@ def pyplot() -> ModuleType:
     return plt
 
 
+def plot_text(text: str) -> str:
+    """Text from data as a plot takes it: no mathematics between dollars, no label that a legend leaves out because it
+    begins with an underscore, none wider than the plot."""
+    text = printable(text)
+    text = (text if len(text) <= 60 else f"{text[:60]}…").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all, and close it. Raises OSError, and ValueError for a suffix without a
+    format."""
+    content = io.BytesIO()
+    try:
+        figure.savefig(content, dpi=120, bbox_inches="tight", format=path.suffix.removeprefix(".") or None)
+    finally:
+        pyplot().close(figure)
+    write_whole(path, content.getvalue())
+
+
 def plot_stages(records: Sequence[Record], path: Path) -> None:
-    """Work per video by stage, and the wall time it took: where they overlap, the bars are longer than the mark."""
+    """Work per video by stage, and the wall time it took: where they overlap, the bars are longer than the mark. Only
+    the MAX_BARS fastest are drawn, which the axis says. Raises Unfit for a figure that is none."""
     plt = pyplot()
-    records = sorted(records, key=lambda r: -r.figures["ms_per_video"])
-    names = [r.name for r in records]
-    fig, ax = plt.subplots(figsize=(8, 1.2 + 0.45 * len(records)))
-    left = [0.0] * len(records)
-    for stage in stages_of(records, STAGES):
-        values = [r.figures.get(f"ledger_{stage}_ms", 0.0) for r in records]
-        ax.barh(names, values, left=left, label=stage)
+    drawn = sorted(records, key=pace)[:MAX_BARS][::-1]
+    places = range(len(drawn))  # names may be alike
+    fig, ax = plt.subplots(figsize=(8, 1.2 + 0.45 * len(drawn)))
+    left = [0.0] * len(drawn)
+    for stage in stages_of(drawn, STAGES):
+        values = [number(r.figures, f"ledger_{stage}_ms") or 0.0 for r in drawn]
+        ax.barh(places, values, left=left, label=stage)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    walls = [r.figures["ms_per_video"] for r in records]
-    ax.scatter(walls, names, marker="|", s=300, color="black", label="wall time", zorder=3)
-    ax.set_xlabel("ms per video: work by stage, summed over threads (bars); wall time (mark)")
+    ax.scatter([pace(r) for r in drawn], places, marker="|", s=300, color="black", label="wall time", zorder=3)
+    ax.set_yticks(places, [plot_text(r.name) for r in drawn])
+    fastest = f"the fastest {len(drawn)} of {len(records)}; " if len(drawn) < len(records) else ""
+    ax.set_xlabel(f"{fastest}ms per video: work by stage, summed over threads (bars); wall time (mark)")
     ax.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize="small")
-    fig.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(fig)
+    save(fig, path)
+
+
+def confusion(record: Record) -> tuple[np.ndarray, list[str]] | None:
+    """A record's confusion matrix, float (classes, classes), and the names of its classes; None where it has none.
+    Raises Unfit where it is none."""
+    counts, names = record.details.get("confusion"), record.details.get("classes")
+    if counts is None:
+        return None
+    classes = len(names) if isinstance(names, list) else 0
+    if not 0 < classes <= MAX_CLASSES:
+        raise Unfit(f"confusion matrix of {classes or 'unnamed'} classes")
+    rows = counts if isinstance(counts, list) else []
+    square = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
+    if not square or not all(type(n) is int and 0 <= n < 2**53 for row in rows for n in row):
+        raise Unfit(f"confusion matrix is not {classes} × {classes} counts, as its classes are")
+    return np.array(rows, float), [str(name) for name in names]  # type: ignore[union-attr]
 
 
 def plot_confusion(records: Sequence[Record], path: Path) -> None:
-    """Each network's confusion matrix: true classes (rows), predicted ones (columns), in percent of the row."""
+    """Confusion matrices of at most MAX_MATRICES networks: true classes (rows), predicted ones (columns), in percent of
+    the row."""
     plt = pyplot()
-    fig, axes = plt.subplots(1, len(records), figsize=(1.5 + 4.2 * len(records), 4.6), sharey=True, squeeze=False)
-    for ax, record in zip(axes[0], records, strict=True):
-        counts = np.array(record.details["confusion"], float)
+    matrices = [matrix for r in records if (matrix := confusion(r)) is not None]
+    alike = all(names == matrices[0][1] for _, names in matrices)  # else an axis would show another's names
+    wide = 4.2 if alike else 6.5
+    fig, axes = plt.subplots(1, len(records), figsize=(1.5 + wide * len(records), 4.6), sharey=alike, squeeze=False)
+    for ax, record, (counts, names) in zip(axes[0], records, matrices, strict=True):
         shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
         ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")
-        ax.set_title(f"{record.name}: top-1 {record.figures['top1_percent']:.1f} %", fontsize="medium")
-        names = record.details["classes"]
-        ax.set_xticks(range(len(names)), [str(i) for i in range(len(names))])
-        ax.set_yticks(range(len(names)), [f"{name}  {i}" for i, name in enumerate(names)], fontsize="small")
+        top1 = number(record.figures, "top1_percent")
+        said = "" if top1 is None else f": top-1 {top1:.1f} %"
+        ax.set_title(f"{plot_text(record.name)}{said}", fontsize="medium")
+        shown = range(0, len(names), math.ceil(len(names) / MAX_LABELS))
+        ax.set_xticks(shown, [str(i) for i in shown])
+        ax.set_yticks(shown, [f"{plot_text(names[i])}  {i}" for i in shown], fontsize="small")
         ax.set_xlabel("predicted")
         if len(names) <= 12:
             for (i, j), share in np.ndenumerate(shares):
                 if share >= 0.5:
                     colour = "white" if share > 60 else "black"
                     ax.text(j, i, f"{share:.0f}", ha="center", va="center", color=colour, fontsize="small")
-    fig.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(fig)
+    save(fig, path)

@@ -1,17 +1,74 @@
-"""The tables of a report, in Markdown: one function for each kind of record."""
+"""The tables of a report, in Markdown: one function for each kind of record.
+
+Records were read from files that anybody may have written: what a row needs is looked at when it is taken
+(`number`, `setting`), and a record that lacks it is named instead of shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipelines.errors import printable
 from pipelines.ledger import WORK
 from tdn_bench.measurement.statistics import PERCENTILES
 from tdn_bench.records import Record
 from tdn_bench.records.published import PUBLISHED
+from tdn_bench.records.reading import is_number
 from tdn_bench.records.tables import markdown_table
 
 LOADING = WORK[: WORK.index("infer")]  # what the loader does; in older records "read" covers open and demux
+MAX_TEXT = 120  # of a cell
+
+
+class Unfit(Exception):
+    """A record that lacks what its kind's table shows, in a few words."""
+
+
+def number(figures: Mapping[str, Any], key: str) -> float | None:
+    """A figure; None where it could not be said. Raises Unfit where it is no number."""
+    value = figures.get(key)
+    if value is not None and not is_number(value):
+        raise Unfit(f"{key} is no number")
+    return value
+
+
+def needed(figures: Mapping[str, Any], key: str) -> float:
+    """A figure without which a row says nothing. Raises Unfit where there is none."""
+    if (value := number(figures, key)) is None:
+        raise Unfit(f"has no {key}")
+    return value
+
+
+def cell(figures: Mapping[str, Any], key: str, form: str, unit: str = "") -> str:
+    """A figure as text, a dash where there is none."""
+    value = number(figures, key)
+    return "–" if value is None else format(value, form) + unit
+
+
+def setting(record: Record, key: str) -> str:
+    """A setting as text, a dash where there is none."""
+    value = record.settings.get(key)
+    return "–" if value is None else shortened(f"{value:g}" if is_number(value) else str(value))
+
+
+def shortened(text: str) -> str:
+    """Text from data as a cell takes it."""
+    text = printable(text)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def number_setting(record: Record, key: str, default: float | None = None) -> float:
+    """A setting that is a number. Raises Unfit where it is none."""
+    value = record.settings.get(key, default)
+    if not is_number(value):
+        raise Unfit(f"setting {key} is no number")
+    return value  # type: ignore[no-any-return]
+
+
+def network_of(record: Record) -> str:
+    """The network of a record and its clips."""
+    return f"{setting(record, 'model')}, T = {setting(record, 'num_segments')}, {setting(record, 'size')} px"
 
 
 def stages_of(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
@@ -19,29 +76,64 @@ def stages_of(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
     return [stage for stage in stages if any(f"ledger_{stage}_ms" in r.figures for r in records)]
 
 
-def training_table(records: Sequence[Record]) -> str:
+def pace(record: Record) -> float:
+    """Milliseconds a video."""
+    return needed(record.figures, "ms_per_video")
+
+
+Row = Callable[[Record], Sequence[str]]
+Columns = tuple[Sequence[str], Row]  # the header, and a record's cells
+
+
+def training_columns(_: Sequence[Record]) -> Columns:
     """Accuracy and pace of training runs (`tdn-bench train`)."""
-    rows = [
-        [
-            r.name,
-            f"{r.settings['model']}, T = {r.settings['num_segments']}, {r.settings['size']} px",
-            f"{r.figures['top1_percent']:.2f}",
-            f"{r.figures['top5_percent']:.2f}",
-            str(r.settings["epochs"]),
-            f"{r.figures['train_s']:.0f}",
-            f"{r.figures['clips_per_s']:.1f}",
-            f"{r.figures['wait_share']:.0%}",
+
+    def row(r: Record) -> list[str]:
+        return [
+            shortened(r.name),
+            network_of(r),
+            cell(r.figures, "top1_percent", ".2f"),
+            cell(r.figures, "top5_percent", ".2f"),
+            setting(r, "epochs"),
+            cell(r.figures, "train_s", ".0f"),
+            cell(r.figures, "clips_per_s", ".1f"),
+            cell(r.figures, "wait_share", ".0%"),
+            r.status,
         ]
-        for r in records
-    ]
-    header = ["run", "network", "top-1 %", "top-5 %", "epochs", "training s", "clips/s", "waiting for data"]
-    return markdown_table(header, rows)
+
+    header = ["run", "network", "top-1 %", "top-5 %", "epochs", "training s", "clips/s", "waiting for data", "status"]
+    return header, row
 
 
-def throughput_table(records: Sequence[Record]) -> str:
-    """Engines from video file to label (`tdn-bench throughput`), the fastest first."""
+def evaluation_columns(_: Sequence[Record]) -> Columns:
+    """Accuracy of checkpoints and ensembles (`tdn-bench evaluate`, `tdn-bench scores ensemble`)."""
+
+    def row(r: Record) -> list[str]:
+        return [
+            shortened(r.name),
+            network_of(r) if "model" in r.settings else "ensemble",
+            shortened(r.data["name"]) if r.data is not None else "–",
+            setting(r, "subset"),
+            cell(r.figures, "videos", ".0f"),
+            cell(r.figures, "bad_clips", ".0f"),
+            cell(r.figures, "views", ".0f"),
+            cell(r.figures, "top1_percent", ".2f"),
+            cell(r.figures, "top5_percent", ".2f"),
+            cell(r.figures, "mean_class_percent", ".2f"),
+            r.status,
+        ]
+
+    counts = ["videos", "left out", "views"]
+    accuracies = ["top-1 %", "top-5 %", "mean class %"]
+    return ["evaluation", "network", "data", "subset", *counts, *accuracies, "status"], row
+
+
+def throughput_columns(_: Sequence[Record]) -> Columns:
+    """Engines from video file to label (`tdn-bench throughput`)."""
     header = [
         "engine, precision, loader",
+        "network",
+        "batch",
         "ms/video",
         " / ".join(f"p{q}" for q in PERCENTILES),
         "batches",
@@ -52,83 +144,116 @@ def throughput_table(records: Sequence[Record]) -> str:
         "difference to eager fp32 (σ)",
         "build s",
         "peak host GiB",
-    ]
-    return markdown_table(
-        header, [_throughput_row(r) for r in sorted(records, key=lambda r: r.figures["ms_per_video"])]
-    )
-
-
-def _throughput_row(record: Record) -> list[str]:
-    f = record.figures
-    return [
-        record.name,
-        f"{f['ms_per_video']:.2f}",
-        " / ".join(_cell(f, f"p{q}_ms_per_video", ".2f") for q in PERCENTILES),
-        str(f["batches"]),
-        f"{f['ledger_infer_ms']:.2f}",
-        f"{f['clips_per_s']:.1f}",
-        f"{f['frames_per_s']:.0f}" + ("" if f["real_time"] else " (below real time)"),
-        _cell(f, "top1_percent", ".2f"),
-        f"{record.details['agreement_with_eager_fp32']['max_difference']:.1e}",
-        f"{f['build_s']:.1f}",
-        f"{f['peak_host_memory_bytes'] / 2**30:.2f}",
+        "status",
     ]
 
-
-def loader_table(records: Sequence[Record]) -> str:
-    """Loaders alone (`tdn-bench throughput --engine none`), the fastest first, with the ledger's stages."""
-    stages = stages_of(records, LOADING)
-    rows = [
-        [
-            r.name,
-            f"{r.figures['clips_per_s']:.1f}",
-            f"{r.figures['ms_per_video']:.2f}",
-            *(_cell(r.figures, f"ledger_{stage}_ms", ".2f") for stage in stages),
-        ]
-        for r in sorted(records, key=lambda r: -r.figures["clips_per_s"])
-    ]
-    return markdown_table(["loader", "clips/s", "ms/video", *(f"{stage} ms" for stage in stages)], rows)
-
-
-def scenario_table(records: Sequence[Record]) -> str:
-    """Latencies and the highest load in time (`tdn-bench scenario`)."""
-    rows = [
-        [
-            r.name,
-            _load(r.figures, r.settings),
-            *(_cell(r.figures, f"p{q}_latency_ms", ".1f") for q in PERCENTILES),
+    def row(r: Record) -> list[str]:
+        f, compared = r.figures, r.details.get("agreement_with_eager_fp32")
+        memory = number(f, "peak_host_memory_bytes")
+        return [
+            shortened(r.name),
+            network_of(r),
+            setting(r, "batch_size"),
+            f"{pace(r):.2f}",
+            " / ".join(cell(f, f"p{q}_ms_per_video", ".2f") for q in PERCENTILES),
+            cell(f, "batches", ".0f"),
+            cell(f, "ledger_infer_ms", ".2f"),
+            cell(f, "clips_per_s", ".1f"),
+            cell(f, "frames_per_s", ".0f") + ("" if f.get("real_time", True) else " (below real time)"),
+            cell(f, "top1_percent", ".2f"),
+            cell(compared if isinstance(compared, Mapping) else {}, "max_difference", ".1e"),
+            cell(f, "build_s", ".1f"),
+            "–" if memory is None else f"{memory / 2**30:.2f}",
             r.status,
         ]
-        for r in records
-    ]
-    header = ["scenario, engine, precision, loader", "result", *(f"p{q} ms" for q in PERCENTILES), "run"]
-    return markdown_table(header, rows)
+
+    return header, row
 
 
-def _load(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def loader_columns(records: Sequence[Record]) -> Columns:
+    """Loaders alone (`tdn-bench throughput --engine none`), with the ledger's stages."""
+    stages = stages_of(records, LOADING)
+
+    def row(r: Record) -> list[str]:
+        return [
+            shortened(r.name),
+            cell(r.figures, "clips_per_s", ".1f"),
+            f"{pace(r):.2f}",
+            *(cell(r.figures, f"ledger_{stage}_ms", ".2f") for stage in stages),
+            r.status,
+        ]
+
+    return ["loader", "clips/s", "ms/video", *(f"{stage} ms" for stage in stages), "status"], row
+
+
+def scenario_columns(_: Sequence[Record]) -> Columns:
+    """Latencies and the highest load in time (`tdn-bench scenario`)."""
+
+    def row(r: Record) -> list[str]:
+        return [
+            shortened(r.name),
+            _load(r),
+            *(cell(r.figures, f"p{q}_latency_ms", ".1f") for q in PERCENTILES),
+            r.status,
+        ]
+
+    return ["scenario, engine, precision, loader", "result", *(f"p{q} ms" for q in PERCENTILES), "status"], row
+
+
+def _load(record: Record) -> str:
     """What a scenario came to, in a few words."""
+    figures = record.figures
     if "videos_per_s" in figures:
-        return f"{figures['videos_per_s']:.1f} videos/s"
+        return f"{needed(figures, 'videos_per_s'):.1f} videos/s"
     if "latency_bound_ms" in figures:
-        best = _highest(figures, "queries_per_s", "queries/s")
-        return f"{best}, p{settings['percentile']:g} within {figures['latency_bound_ms']:.0f} ms"
+        best, q = _highest(figures, "queries_per_s", "queries/s"), number_setting(record, "percentile")
+        return f"{best}, p{q:g} within {needed(figures, 'latency_bound_ms'):.0f} ms"
     if "streams" in figures:
-        best = _highest(figures, "streams", f"streams of {settings['fps']:g} frames/s")
-        return f"{best}, {100 * settings['on_time']:g} % of labels within {settings['deadline_ms']:g} ms"
-    return f"{figures['queries']} queries of {settings.get('samples_per_query', 1)}"
+        best = _highest(figures, "streams", f"streams of {number_setting(record, 'fps'):g} frames/s")
+        on_time, deadline_ms = (number_setting(record, key) for key in ("on_time", "deadline_ms"))
+        return f"{best}, {100 * on_time:g} % of labels within {deadline_ms:g} ms"
+    return f"{needed(figures, 'queries'):.0f} queries of {number_setting(record, 'samples_per_query', 1):g}"
 
 
 def _highest(figures: Mapping[str, Any], name: str, unit: str) -> str:
     """The highest load that passed, and the lowest that was refused."""
-    best, refused = (figures[key] for key in (name, f"rejected_{name}"))
+    best, refused = (number(figures, key) for key in (name, f"rejected_{name}"))
     text = f"{best:.4g} {unit}" if best is not None else f"no {unit}"
     return text + (f" ({refused:.4g} refused)" if refused is not None else "")
+
+
+def engine_parity_table(record: Record) -> str:
+    """Engines and precisions beside eager float32 (`tdn-bench parity engines`). Raises Unfit."""
+    header = ["engine, precision", "largest difference (σ)", "same class %", "rank correlation", "top-1 %", "top-5 %"]
+    rows = []
+    for name, found in record.figures.items():
+        if not isinstance(found, Mapping):
+            raise Unfit(f"{name} is no object of figures")
+        error = found.get("error")
+        keys = {"max_difference": ".1e", "top1_percent": ".1f", "rank_correlation": ".4f"}
+        keys |= {"accuracy_top1_percent": ".2f", "accuracy_top5_percent": ".2f", "build_s": ".1f"}
+        values = [cell(found, key, form) for key, form in keys.items()]
+        rows.append([shortened(name), *values, "–" if error is None else shortened(str(error))])
+    return markdown_table([*header, "build s", "not built"], rows)
+
+
+def decoder_parity_table(record: Record) -> str:
+    """Decoders beside a whole decode, and the pixels of each two (`tdn-bench parity decoders`). Raises Unfit."""
+    found = {shortened(name): value for name, value in record.figures.items() if isinstance(value, Mapping)}
+    verdicts = ("exact", "refused", "wrong", "false_pictures")
+    pixels = {"psnr_median_db": ".1f", "psnr_min_db": ".1f", "videos": ".0f"}
+    pixels |= {"top1_change_percent": ".2f", "same_class_percent": ".1f", "max_score_difference": ".1e"}
+    decoders = [[name, *(cell(f, v, ".0f") for v in verdicts)] for name, f in found.items() if "exact" in f]
+    pairs = [[name, *(cell(f, k, form) for k, form in pixels.items())] for name, f in found.items() if "exact" not in f]
+    header = ["two decoders", "PSNR median dB", "lowest dB", "videos", "top-1 change", "same class %", "largest score"]
+    tables = [markdown_table(["decoder", "exact", "refused", "wrong", "false pictures"], decoders)]
+    return "\n\n".join([*tables, *([markdown_table(header, pairs)] if pairs else [])])
 
 
 def published_table(records: Sequence[Record]) -> str:
     """The published accuracies of the records' networks on their data set, and Table 5's times where a record is of
     throughput; empty where nothing was published."""
-    shown = {(str(r.settings.get("model")).rpartition("_resnet")[0], r.settings.get("dataset")) for r in records}
+    shown = {(str(r.settings.get("model")).rpartition("_resnet")[0], str(r.settings.get("dataset"))) for r in records}
     timed = any(r.kind == "throughput" for r in records)
     rows = [
         [
@@ -143,8 +268,3 @@ def published_table(records: Sequence[Record]) -> str:
     ]
     header = ["source", "network", "frames", "data", "G mult-adds", "top-1 %", "top-5 %", "ms/video"]
     return markdown_table(header, rows) if rows else ""
-
-
-def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
-    """A figure as text, a dash where there is none."""
-    return "–" if figures.get(key) is None else format(figures[key], form)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tdn_bench.cli import Command, known_variant, settings_of
+from tdn_bench.cli.ranges import MAX_SEED
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
@@ -98,9 +99,13 @@ class AblationFlags:
     """Folder for videos and checkpoints."""
 
     def check(self) -> None:
-        """Raise UserError for seeds that cannot be."""
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise UserError("--seeds: name each seed once, from 0 on")
+        """Raise UserError for seeds and flags that cannot be."""
+        if not self.seeds or not all(0 <= s <= MAX_SEED for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds: name each seed once, from 0 to {MAX_SEED}")
+        try:
+            shlex.split(self.train_flags)
+        except ValueError as e:
+            raise UserError(f"--train-flags {self.train_flags!r}: {e}") from e
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
 def find_record(run: Run, folder: Path) -> Record | None:
     """The newest record of a finished run; None where it has not been finished."""
     records = (read_record(path) for path in sorted(folder.glob(f"train-{run.name}-*.json")))
-    done = [r for r in records if Path(r.settings["output"]).name == run.output.name]
+    done = [r for r in records if Path(str(r.settings.get("output"))).name == run.output.name]
     return done[-1] if done else None
 
 

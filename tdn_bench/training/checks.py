@@ -10,14 +10,12 @@ from pathlib import Path
 
 from tdn_bench.checkpoint import LoadReport
 from tdn_bench.cli import flag
+from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import Recipe
-from tdn_bench.records import check_folder
+from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
 
-MAX_SEGMENTS = 1024
-MAX_SIZE = 4096  # pixels
-MAX_WORKERS = 1024
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
 
 
@@ -35,8 +33,7 @@ def check(recipe: Recipe) -> None:
     if recipe.resume and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     run_state.check_allowed(recipe)
-    if not recipe.name.isprintable() or not 0 < len(os.fsencode(recipe.name)) <= 150 or "/" in recipe.name:
-        raise UserError(f"--name {recipe.name!r}: is a part of a file's name; take up to 150 letters, without a /")
+    check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:
         check_folder("--results", recipe.results)
@@ -45,12 +42,11 @@ def check(recipe: Recipe) -> None:
 def _check_numbers(recipe: Recipe) -> None:
     spec, o = recipe.clip_spec(), recipe.optimization
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    workers = 1 if recipe.data.workers is None else recipe.data.workers
+    recipe.data.check()
     # every comparison is false of NaN
     for name, value, right, words in (
         ("num_segments", spec.num_segments, 1 <= spec.num_segments <= MAX_SEGMENTS, f"from 1 to {MAX_SEGMENTS}"),
-        ("size", spec.size, spec.size >= 64, "at least 64 pixels"),
-        ("size", spec.size, spec.size <= MAX_SIZE, f"at most {MAX_SIZE} pixels"),
+        ("size", spec.size, SIZES[0] <= spec.size <= SIZES[1], f"from {SIZES[0]} to {SIZES[1]} pixels"),
         ("crop_ratio", spec.crop_ratio, 0 < spec.crop_ratio <= 1, "above 0 and at most 1"),
         ("crop_scales", spec.crop_scales, all(0 < s <= 1 for s in spec.crop_scales or [0]), "above 0 and at most 1"),
         ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
@@ -64,8 +60,6 @@ def _check_numbers(recipe: Recipe) -> None:
         ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm < math.inf, "above 0 and finite"),
         ("evaluate_every", recipe.evaluate_every, recipe.evaluate_every >= 1, "at least 1"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "at least 0, and below 2^63"),
-        ("workers", workers, workers >= 1, "at least 1"),
-        ("workers", workers, workers <= MAX_WORKERS, f"at most {MAX_WORKERS}"),
     ):
         if not right:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value

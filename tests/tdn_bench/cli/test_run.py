@@ -196,7 +196,7 @@ def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
 
 def test_printable_is_one_line_and_keeps_what_can_be_read() -> None:
     assert printable("Ein Käse, 中文 🎬 'x' \\n") == "Ein Käse, 中文 🎬 'x' \\n"
-    assert printable("a\n\x1b[2J\x00\u202e\ud800\u2028") == r"a\n\x1b[2J\x00\u202e\ud800\u2028"
+    assert printable("a\n\x1b[2J\x00\u202e\ud800\u2028") == r"a\x0a\x1b[2J\x00\u202e\ud800\u2028"
 
 
 @pytest.mark.parametrize("value", [0, 1025, -1, float("nan"), float("inf"), 10**400])

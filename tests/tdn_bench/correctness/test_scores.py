@@ -122,7 +122,7 @@ def test_scores_take_the_place_of_scores_only(tmp_path, small_checkpoint):
     random_scores(2, 1, 3, 0).save(path, NOTES)
     check_target(path)
     for other in (small_checkpoint, tmp_path):
-        with pytest.raises(UserError, match="exists and holds no scores"):
+        with pytest.raises(UserError, match=r"holds no scores|not a regular file"):
             check_target(other)
 
 
@@ -133,7 +133,7 @@ def test_scores_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         check_target(tmp_path / "file" / "s.safetensors")
     check_target(tmp_path / "new" / "s.safetensors")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("kind", ["nowhere", "empty", "text", "cut", "checkpoint", "label", "ids", "shape", "notes"])

@@ -131,7 +131,7 @@ WHOLE = lzma.compress(json.dumps(SAMPLES).encode())
     ids=["no xz", "cut", "a list", "a number", "huge"],
 )
 def test_samples_that_fit_their_checksum_and_are_none_are_refused(path, monkeypatch, content):
-    monkeypatch.setattr("tdn_bench.records.record.MAX_SAMPLES_BYTES", 10**5)
+    monkeypatch.setattr("tdn_bench.records.record.MAX_BYTES", 10**5)
     beside = compress_samples(path)
     beside.write_bytes(content)
     raw = json.loads(path.read_text())

@@ -4,63 +4,14 @@ import json
 from functools import partial
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-import torch
+from support.turns import Machine
 
 import tdn_bench.regression.checks as checks
 import tdn_bench.regression.gate as gate_module
 from tdn_bench.cli import run_command
-from tdn_bench.correctness.scores import Scores
 from tdn_bench.records import read_record
 from tdn_bench.regress import main
-from tdn_bench.regression.interleaving import Interleaved
-
-STAGES = {"open_ms": 0.1, "decode_ms": 4.0, "augment_ms": 2.0, "plan_ms": 0.01}
-TIMES = {
-    "loader": {"loader_ms": 3.1, **STAGES},
-    "eager-fp32": {"infer_ms": 2.0, "path_ms": 5.0},
-    "train": {"train_ms": 20.0},
-    "reference": {"reference_ms": 10.0},
-}
-
-
-class Machine:
-    """What the workers would take: TIMES × speed × their own factors, with noise that all share and their own."""
-
-    def __init__(self):
-        self.speed, self.noise, self.factors, self.seed = 1.0, 0.01, {}, 0
-        self.memory, self.wrong, self.status, self.digest = 1e9, 0, "stable", "d"
-        self.base_factors = {}
-
-    def __call__(self, specs, *, videos, rounds, round_s, with_scores, device):
-        assert str(device) == "cpu"
-        generator = np.random.default_rng(self.seed)
-        self.seed += 1
-        found = Interleaved()
-        names = [spec.name for spec in specs]
-        for _ in range(8):
-            found.status.append(self.status)
-            if self.status != "stable":
-                found.reasons.append("others took all")
-            shared = generator.lognormal(0, 0.2, 12)
-            for name in names:
-                factors = self.base_factors if name.startswith("base ") else self.factors
-                for figure, ms in TIMES[name.removeprefix("base ")].items():
-                    own = generator.lognormal(0, self.noise, 12)
-                    values = ms * self.speed * factors.get(figure, 1.0) * shared * own
-                    found.times.setdefault(name, {}).setdefault(figure, []).append(values.tolist())
-                found.memory.setdefault(name, {}).setdefault("host_bytes", []).append(self.memory)
-                found.facts[name] = {"data_digest": self.digest}
-        labels = torch.arange(40) % 4
-        logits = torch.nn.functional.one_hot(labels, 4).float() + torch.randn(40, 4, generator=torch.Generator()) * 0
-        now = logits.clone()
-        now[: self.wrong] = logits[: self.wrong].roll(1, 1)
-        for name in names:
-            if name.removeprefix("base ").startswith("eager"):
-                said = logits if name.startswith("base ") else now
-                found.scores[name] = Scores(tuple(map(str, range(40))), said[:, None], labels)
-        yield found
 
 
 @pytest.fixture
@@ -114,6 +65,20 @@ def test_slower_within_the_margin_passes_and_is_said(gate, capsys):
     gate.factors = {"train_ms": 1.015}
     assert gate.run() == 0
     assert "slower: train train_ms" in capsys.readouterr().out
+
+
+def test_an_undecided_stage_is_no_pass_and_decides_nothing(gate, capsys, tmp_path):
+    gate.update()
+    gate.noisy = {"decode_ms": 0.8}
+    markdown, junit = tmp_path / "m.md", tmp_path / "j.xml"
+    assert gate.run("--markdown", str(markdown), "--junit", str(junit)) == 0
+    out = capsys.readouterr().out
+    assert "undecided parts: loader decode_ms; the loader as a whole decides" in out
+    assert "| ❔ | `loader decode_ms` | inconclusive |" in markdown.read_text()
+    suite = ElementTree.parse(junit).getroot()
+    [skipped] = [case.attrib["name"] for case in suite.findall("testcase") if case.find("skipped") is not None]
+    assert skipped == "loader decode_ms"
+    assert gate.update() == 0  # nor does a new baseline hide anything
 
 
 def test_noise_that_allows_no_verdict_is_no_verdict(gate, capsys):
@@ -230,17 +195,30 @@ def test_what_cannot_run_is_one_line_and_status_2(gate, capsys, tmp_path, small_
         lambda raw: raw["samples"]["train_train_ms"].pop(),  # rounds would be cut at the wrong places
         lambda raw: raw["samples"]["train_train_ms"].__setitem__(0, None),  # NaN, as records write it
         lambda raw: raw["samples"]["reference_reference_ms"].__setitem__(0, 0.0),
+        lambda raw: raw["samples"].pop("train_train_ms"),  # which would not be judged
+        lambda raw: raw["samples"].update(loader_decode_ms=[1.0]),
+        lambda raw: raw["details"].pop("memory"),
+        lambda raw: raw["details"]["memory"].update(train={"host_bytes": []}),
+        lambda raw: raw["details"].update(turns="12"),
+        lambda raw: raw["details"].update(turns=[12, 0]),
+        lambda raw: raw["details"].pop("data_digest"),
+        lambda raw: raw["details"].update(scores_sha256={"eager-fp32": "0" * 64}),
+        lambda raw: raw["details"]["held"]["flags"].update(cache_dir="/tmp/x"),
+        lambda raw: raw["details"]["held"]["flags"].update(batch_size=10**6),
+        lambda raw: raw["details"]["held"].update(checkpoint_sha256=None),
     ],
 )
 def test_a_damaged_baseline_is_named_and_nothing_is_said(gate, capsys, damage):
     gate.update()
     raw = json.loads(gate.baseline.read_text())
     damage(raw)
+    gate.noise = None  # nothing is measured
     gate.baseline.write_text(json.dumps(raw))
     capsys.readouterr()
     assert gate.run() == 2
     said = capsys.readouterr()
-    assert "remove it and make it anew with --update" in said.err
+    assert "make it anew with --update" in said.err
+    assert said.err.count("\n") == 1
     assert "no regression" not in said.out
 
 
@@ -274,7 +252,7 @@ def test_a_real_baseline_and_a_real_check(tmp_path, small_checkpoint, motion_dat
     interleave = partial(gate_module.interleave, min_turns=6)  # an interval needs ten in all
     monkeypatch.setattr(gate_module, "interleave", interleave)
     baseline = tmp_path / "real.json"
-    flags = ["--baseline", str(baseline), "--device", "cpu", "--max-seconds", "1", "--round-s", "1"]
+    flags = ["--baseline", str(baseline), "--device", "cpu", "--max-seconds", "100", "--round-s", "1"]
     new = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--engines", "eager", "--videos", "8"]
     with pytest.raises(SystemExit) as stop:
         main([*flags, "--update", *new, "--accept", "a busy machine"])

@@ -9,6 +9,7 @@ import torch
 
 import tdn_bench.regression.interleaving as interleave_module
 from tdn_bench.errors import UserError
+from tdn_bench.regression.budget import Budget, OutOfTime
 from tdn_bench.regression.interleaving import WorkerProcess, WorkerSpec, checked_out, interleave
 
 FAKE = """
@@ -20,6 +21,8 @@ setup = pipe.recv()
 name, ms, log = setup["flags"]
 if ms == "broken":
     raise SystemExit("a line of no interest\\nit fell over")
+if ms == "hangs":
+    time.sleep(600)
 if ms == "refuses":
     pipe.send(RuntimeError("no such engine"))
 pipe.send({"pid": os.getpid(), "path": sys.path[0]})
@@ -64,7 +67,7 @@ def test_turns_alternate_and_rounds_are_fresh_processes(fake, tmp_path):
 def test_each_round_has_new_processes(fake):
     pids = set()
     for _ in range(2):
-        with interleave_module.started([fake("A", 1)], 1) as (_, facts):
+        with interleave_module.started([fake("A", 1)], 1) as (_, facts, _):
             pids.add(facts[0]["pid"])
     assert len(pids) == 2
 
@@ -106,6 +109,39 @@ def test_rounds_are_void_where_the_card_was_disturbed(fake, monkeypatch, reasons
 def test_what_goes_wrong_there_is_one_line_here(fake, how, says):
     with pytest.raises(UserError, match=f"^{says}$"):
         next(interleave([fake("A", how)], videos=1, rounds=1, round_s=0))
+
+
+class Jumps:
+    """A clock that stands still for a while and then is far on."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def __call__(self):
+        self.looks -= 1
+        return 0.0 if self.looks > 0 else 1e6
+
+
+def test_a_worker_that_hangs_is_ended_when_the_time_is_over(fake, monkeypatch):
+    monkeypatch.setattr(interleave_module, "POLL_S", 0.01)
+    budget = Budget(60, 6, Jumps(20))
+    with pytest.raises(OutOfTime, match=r"^--max-seconds 60: 6 rounds"):
+        list(interleave([fake("A", 1), fake("B", "hangs")], videos=1, rounds=9, round_s=0, budget=budget))
+
+
+def test_with_enough_rounds_a_round_that_is_not_over_does_not_count(fake, monkeypatch):
+    monkeypatch.setattr(interleave_module, "POLL_S", 0.01)
+    workers = [fake("A", 1), fake("B", 2)]
+    whole = list(interleave(workers, videos=1, rounds=1, round_s=0, budget=Budget(60, 1)))[-1]
+    assert whole.turns() == [4]
+    clock = Jumps(10**9)
+    rounds = []
+    for found in interleave(workers, videos=1, rounds=9, round_s=0, budget=Budget(60, 1, clock)):
+        rounds.append(found)
+        clock.looks = 6  # so the next one is cut off
+    assert len(rounds) == 1
+    assert rounds[0].turns() == [4]
+    assert len(rounds[0].status) == 1
 
 
 def test_another_commit_is_a_checkout_of_its_own(tmp_path, monkeypatch):

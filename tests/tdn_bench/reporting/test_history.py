@@ -62,8 +62,8 @@ def test_machines_kinds_and_names_are_lines_of_their_own():
     records.append(replace(records[0], kind="loader"))
     lines = lines_of(records, "ms_per_video", {})
     assert len(lines) == 7
-    assert ("p (x)", "throughput", "a") in lines
-    assert ("m (p)", "throughput", "a") in lines
+    machines = {line[0].split(",")[0] for line in lines}
+    assert {"p (x", "m (p", "m (q"} <= machines
 
 
 def test_bars_are_quartiles_of_what_the_figure_was_made_of():
