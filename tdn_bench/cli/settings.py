@@ -43,7 +43,7 @@ def flag(name: str) -> str:
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
     """Raise UserError unless the number of a flag, if it is given, is from `low` to `high`. NaN is not."""
     if value is not None and not low <= value <= high:
-        text = str(value) if abs(value) < 1e18 or value != value else f"{value!s:.20}…"
+        text = str(value) if len(str(value)) <= 24 else f"{value!s:.20}…"
         raise UserError(f"{flag(name)} {text}: must be from {low:g} to {high:g}")
 
 

@@ -34,7 +34,7 @@ def ending(error: BaseException, capsys) -> tuple[int, list[str]]:
     ("error", "status", "said"),
     [
         (UserError("a: b"), 2, "error: a: b"),
-        (DataError("clip\x1b[31m\nx.mp4: no \udcff"), 2, r"error: clip\x1b[31m\nx.mp4: no \udcff"),
+        (DataError("clip\x1b[31m\nx.mp4: no \udcff"), 2, r"error: clip\x1b[31m\x0ax.mp4: no \xff"),
         (BadClip("1", "x.mp4", "cut"), 2, "error: x.mp4: cut"),
         (EngineError("a\nb"), 2, "error: a b"),
         (
@@ -47,7 +47,7 @@ def ending(error: BaseException, capsys) -> tuple[int, list[str]]:
             2,
             "error: No space left on device; free some space, or name",
         ),
-        (OSError(errno.EACCES, "Permission denied", b"/a/\xff"), 2, r"error: /a/\udcff: Permission denied"),
+        (OSError(errno.EACCES, "Permission denied", b"/a/\xff"), 2, r"error: /a/\xff: Permission denied"),
         (MemoryError(), 2, "error: memory ran out (Python); use a smaller batch"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),

@@ -114,7 +114,7 @@ def test_a_split_without_a_usable_video_is_refused(data, tmp_path, capsys):
     [
         (["sthv2"], "--root DIR"),
         (["sthv2", "--root", "/nowhere"], "/nowhere: no such folder"),
-        (["ucf101", "--root", ".", "--split", "4"], "ucf101 has no split 4"),
+        (["ucf101", "--root", ".", "--split", "4"], "--split 4: must be from 1 to 3"),
         (["lists", "--train-list", "train.txt"], "--val-list FILE"),
         (["sthv2", "--root", ".", "--val-list", "x.txt"], "sthv2 reads its own annotations"),
         (["sthv2", "--root", ".", "--workers", "0"], "--workers 0"),

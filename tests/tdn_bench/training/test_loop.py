@@ -278,7 +278,7 @@ def test_the_command_writes_a_record(motion_data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--size", "32"], "--size 32: must be at least 64"),
+        (["--size", "32"], "--size 32: must be from 64 to 4096"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--batch-size", "64"], "do not fill one batch of 64"),
         (["--model", "resnet"], "unknown model 'resnet'"),
