@@ -122,6 +122,8 @@ def started(
             processes.append(WorkerProcess(spec, videos, device))
             stack.callback(processes[-1].close)
         facts = [process.receive() for process in processes]
+        for note in dict.fromkeys(fact["class_match"] for fact in facts if "class_match" in fact):
+            print(note, file=sys.stderr)  # the workers' own output is kept for errors
         for process in processes:  # one that is not counted: threads, allocators and caches get warm
             process.turn()
             process.peak_memory()

@@ -132,7 +132,7 @@ def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_chec
     # one video at a time, planned and decoded here
     config = configure(Evaluate(), checkpoint=small_checkpoint, size=64, clips=2, crops=3)
     resolved, spec = config.resolve()
-    network = resolved.build(8, torch.device("cpu"))
+    network = resolved.build("abcdefgh", torch.device("cpu"))
     decode = PyAVDecoder(spec, 1)
     for video, logits in zip(videos, first.logits, strict=True):
         (frames,) = decode([plan_evaluation(video, spec)])
