@@ -36,7 +36,8 @@ def match_classes(
 
     Equal names in another order are matched, and so are names that differ only in spelling: case, spaces, underscores,
     brackets, quotes, hyphens within words. Where either side has no names ("0", "1", … stand for none), only their
-    number is compared. Errors call the two sides `where` and `other`, and end with `advice`. Raises CheckpointError for other classes.
+    number is compared. Errors call the two sides `where` and `other`, and end with `advice`. Raises CheckpointError for
+    other classes.
     """
     if known is None:
         return ClassMatch()

@@ -95,10 +95,10 @@ def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (state dict, metadata) of a safetensors or a PyTorch file."""
     if path.suffix == ".safetensors":
-        state, notes = read_tensors(path)
-        return state, _own_notes(notes)
+        tensors, notes = read_tensors(path)
+        return tensors, _own_notes(notes)
     loaded = read_pytorch(path)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    state: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
     if not all(isinstance(name, str) for name in state):
