@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+NO_FILE = "no such file"
 # What writing leaves where it is killed; the second kind bears the process that wrote it.
 _DEBRIS = re.compile(r"\.saving-.+|\..+\.(?P<pid>\d{1,7})\.(tmp|part)")
 
@@ -22,7 +23,7 @@ def fault_of_file(path: Path, most_bytes: int | None = None) -> str | None:
     try:
         found = path.stat()
     except OSError as e:
-        return "no such file" if isinstance(e, FileNotFoundError) else (e.strerror or str(e))
+        return NO_FILE if isinstance(e, FileNotFoundError) else (e.strerror or str(e))
     except ValueError:  # NUL, or a lone surrogate
         return "no file can have this name"
     if stat.S_ISDIR(found.st_mode):
@@ -39,13 +40,13 @@ def fault_of_file(path: Path, most_bytes: int | None = None) -> str | None:
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A new empty file in the folder of `path`, made where it is missing. The caller fills it and may move it away;
-    else it is removed. Its mode follows the umask, its suffix is that of `path`. Raises OSError.
+    else it is removed. Its mode follows the umask. Raises OSError.
 
     It is locked as long as its writer lives: `clear_debris` takes no other's, on whatever machine that runs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        temporary = path.with_name(f".saving-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+        temporary = path.with_name(f".saving-{os.getpid()}-{secrets.token_hex(4)}.part")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):  # a file system without locks: nobody clears there
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -28,6 +28,7 @@ from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError
+from pipelines.files import clear_debris, temporary_beside
 from pipelines.label_files import class_name
 from pipelines.processes import cores, map_in_processes
 
@@ -281,9 +282,9 @@ def encode(clip: np.ndarray) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with temporary_beside(path) as temporary:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
 
 
 def _write_clip(folder: Path, seed: int, index: int) -> None:
@@ -351,6 +352,8 @@ def make_dataset(
     if seed < 0 or workers < 1:
         raise DataError(f"seed must be at least 0 and workers at least 1, got {seed} and {workers}")
     folder = root / VIDEO_FOLDER
+    for place in (root / "labels", folder):
+        clear_debris(place)
     try:
         _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})
         folder.mkdir(exist_ok=True)

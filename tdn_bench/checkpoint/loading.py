@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.files import NO_FILE, fault_of_file
 from tdn_bench.checkpoint.classes import match_classes
 from tdn_bench.checkpoint.tensor_files import (
     CheckpointError,
@@ -22,6 +23,10 @@ from tdn_bench.checkpoint.tensor_files import (
     write_tensors,
 )
 from tdn_bench.models.temporal_modules import GroupedSpatioTemporal, InflatedConvBN
+
+# What weights, and counts, may be kept in.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _copy_into(module: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], pat
 
 def _as_number_of(wanted: Tensor, name: str, tensor: Tensor, path: Path) -> Tensor:
     """`tensor` in the type of `wanted`. Raises CheckpointError where it has values that no network can have."""
-    if tensor.is_complex() or tensor.is_floating_point() != wanted.is_floating_point():
+    if tensor.dtype not in (FLOATS if wanted.is_floating_point() else INTEGERS):
         raise CheckpointError(f"{path}: tensor {name} is {tensor.dtype}, the network's is {wanted.dtype}")
     value = tensor.to(wanted.dtype)
     if bad := int((~torch.isfinite(value)).sum()):
@@ -268,13 +273,13 @@ def write_training_state(path: Path, state: Mapping[str, object]) -> None:
 def read_training_state(path: Path) -> dict[str, Any]:
     """Read what `write_training_state` wrote. Raises CheckpointError where there is nothing to resume from, and for a
     file that is damaged or of another kind."""
-    if not path.exists():
+    if fault_of_file(path) == NO_FILE:
         raise CheckpointError(f"{path}: nothing to resume from; start without --resume")
     state = read_pytorch(path)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: is no state of a training run; start without --resume")
     for name, tensor in named_tensors(state):
-        if not torch.isfinite(tensor).all():
+        if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; nothing can be resumed from it")
     return state
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import pickle
 import re
 import zipfile
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipelines.files import fault_of_file, write_whole
+from pipelines.files import NO_FILE, fault_of_file, write_whole
 from tdn_bench.errors import UserError
 
 CHECKSUM = "checksum"  # its name among the notes, and in a training state
@@ -32,7 +33,7 @@ _OTHER_KINDS = (
     (rb"(?s).{257}ustar", "is a tar archive; unpack it first"),
     (rb"\x89HDF", "is an HDF5 file, not a checkpoint of PyTorch"),
 )
-_ZIP = rb"PK\x03\x04"
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the new and the old form of torch.save
 
 
 class CheckpointError(UserError):
@@ -125,7 +126,7 @@ def _opened(path: Path) -> Any:
     _check_kind(path)
     with path.open("rb") as file:
         head = file.read(8)
-    if head.startswith((_ZIP, b"\x80\x02")):
+    if head.startswith((_ZIP, _PICKLE + b"\x02")):
         raise CheckpointError(f"{path}: is a PyTorch file by its content; rename it to .pth")
     if int.from_bytes(head, "little") > min(MAX_HEADER_BYTES, path.stat().st_size):
         raise CheckpointError(f"{path}: not a readable safetensors file (its header would be larger than it may be)")
@@ -149,7 +150,7 @@ def _decoded(texts: Mapping[str, str] | None) -> dict[str, Any]:
 def _check_kind(path: Path) -> None:
     """Raise CheckpointError for what is no regular file, or begins like a file of another kind."""
     if (fault := fault_of_file(path)) is not None:
-        raise CheckpointError(f"{path}: no such checkpoint file" if fault == "no such file" else f"{path}: {fault}")
+        raise CheckpointError(f"{path}: no such checkpoint file" if fault == NO_FILE else f"{path}: {fault}")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -178,10 +179,17 @@ def read_pytorch(path: Path) -> Any:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(10)
+    if head[8:] == b'{"':
+        raise CheckpointError(f"{path}: is a safetensors file by its content; rename it to .safetensors")
+    if not head.startswith((_ZIP, _PICKLE)):
+        raise CheckpointError(f"{path}: is no checkpoint of PyTorch, to judge by how it begins")
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == _ZIP
-        if is_zip:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"\nbytearray\n") >= 0:  # the one plain value that can claim any amount of memory
+                raise CheckpointError(f"{path}: refused, it holds a bytearray, as no checkpoint does")
+        if head.startswith(_ZIP):
             _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -199,13 +207,13 @@ def _check_archive(path: Path) -> None:
     """Raise CheckpointError for a zip archive that would grow: PyTorch never compresses."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(f"{path}: is a TorchScript program, not a checkpoint; save its state_dict instead")
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
             f"{path}: refused, it is a compressed archive of {unpacked} bytes; PyTorch does not compress checkpoints"
         )
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointError(f"{path}: is a TorchScript program, not a checkpoint; save its state_dict instead")
 
 
 def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -222,7 +230,13 @@ def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]
 
 def _check_plain(tensor: Tensor, what: str, most_bytes: int) -> None:
     """Raise CheckpointError for a tensor that is not just numbers in memory, or claims to have more than it can."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+    if (
+        type(tensor) not in (Tensor, nn.Parameter)
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.is_nested
+    ):
         raise CheckpointError(f"{what} is a sparse, quantised or nested tensor, or one without values")
     if tensor.numel() * tensor.element_size() > most_bytes:
         raise CheckpointError(f"{what} is a tensor of shape {tuple(tensor.shape)}, larger than the file")
@@ -236,5 +250,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _unpickling_reason(error: BaseException) -> str:
-    found = re.search(r"(Unsupported (?:global|class|operand)[^\n]*?)(?: was not|\n|$)", str(error))
+    """What a pickle names that is not to be had. The rest of PyTorch's message advises to run it."""
+    found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
     return found.group(1) if found else "its pickle is not one of PyTorch's"

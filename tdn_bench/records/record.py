@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.files import clear_debris, sync, temporary_beside
 from pipelines.manifest import Manifest
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
@@ -117,13 +118,14 @@ def _command() -> list[str]:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Make the folder that `flag` (as the user writes it: --results) names. Raises UserError where no file can be
-    written there: to be known before hours of work, not after."""
+    """Make the folder that `flag` (as the user writes it: --results) names, and clear it of what killed runs left half
+    written. Raises UserError where no file can be written there: to be known before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         raise UserError(f"{flag} {folder}: cannot be written ({e.strerror})") from e
+    clear_debris(folder)
 
 
 def to_json(record: Record) -> bytes:
@@ -145,18 +147,12 @@ def write_record(record: Record, folder: Path) -> Path:
     many threads, processes and hosts write there. NaN and infinities are written as null. Raises UserError where the
     folder takes no file."""
     stem = f"{record.kind}-{record.name}-{record.created_utc.replace('-', '').replace(':', '')}"
-    temporary = folder / f".{record.kind}-{secrets.token_hex(8)}.tmp"
     content = to_json(record)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before it has its name: no power cut leaves half a record
+        with temporary_beside(folder / stem) as temporary:
+            temporary.write_bytes(content)
+            sync(temporary)
             return _give_name(temporary, stem)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f"{folder}: cannot hold records ({e.strerror})") from e
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import default_precision, supported_precisions
+from pipelines.files import write_whole
 from pipelines.manifest import checksum
 from tdn_bench.cli import pick_device
 from tdn_bench.cli.settings import leaves
@@ -132,12 +133,10 @@ def update(
     if hides:
         accepted.append({"reason": config.accept, "hides": hides, "utc": utc_now(), "commit": record.commit})
     details = {k: v for k, v in record.details.items() if k not in ("checks", "exit_status")} | {"accepted": accepted}
-    config.baseline.parent.mkdir(parents=True, exist_ok=True)
     for name, scores in found.scores.items():
         scores.save(scores_file(config.baseline, name), {"data": record.details["data_digest"]})
-    temporary = config.baseline.with_suffix(".tmp")
-    temporary.write_bytes(to_json(replace(record, kind="baseline", details=details)))
-    os.replace(temporary, config.baseline)
+    with write_whole(config.baseline) as temporary:
+        temporary.write_bytes(to_json(replace(record, kind="baseline", details=details)))
     print(f"baseline: {config.baseline}")
     return OK
 
