@@ -251,5 +251,5 @@ def first_line(error: BaseException) -> str:
 
 def _unpickling_reason(error: BaseException) -> str:
     """What a pickle names that is not to be had. The rest of PyTorch's message advises to run it."""
-    found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return found.group(1) if found else "its pickle is not one of PyTorch's"
