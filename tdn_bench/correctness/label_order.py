@@ -35,10 +35,10 @@ def find_permutation(scores: Scores) -> LabelPermutation | None:
     """The permutation of the classes that fits best, None where the labels fit as they are or nothing does.
 
     A permutation found on half of each class's videos is judged on the other half, and the other way round; only
-    classes with two videos or more take part, and at least half of all classes must. It fits if the mean class accuracy there is at least 1.75 times that of
-    the labels as they are, a third of the way from chance to all and four standard errors above chance, and if classes
-    lose by it at most a tenth of what others gain: a network that takes everything for a few classes, or merges some,
-    loses as much as it gains.
+    classes with two videos or more take part, and at least half of all classes must. It fits if the mean class accuracy
+    there is at least 1.75 times that of the labels as they are, a third of the way from chance to all and four standard
+    errors above chance, and if classes lose by it at most a tenth of what others gain: a network that takes everything
+    for a few classes, or merges some, loses as much as it gains.
     """
     from scipy.optimize import linear_sum_assignment  # here: it takes a second to import
 

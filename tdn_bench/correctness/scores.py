@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.files import NO_FILE, clear_debris, fault_of_file
+from pipelines.files import clear_debris, fault_of_file
 from tdn_bench.checkpoint import CheckpointError, match_classes, read_notes, read_tensors, write_tensors
 from tdn_bench.errors import UserError
 
@@ -130,11 +132,13 @@ class Scores:
 def check_target(path: Path) -> None:
     """Raise UserError where `Scores.save` cannot write, or would destroy a file of another kind (a checkpoint): to be
     known before hours of work, not after."""
-    if fault_of_file(path) != NO_FILE and not _is_scores(path):
+    if os.path.exists(path) and not _is_scores(path):
         raise UserError(f"{path}: exists and holds no scores; name another file for the scores")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
+        with suppress(FileNotFoundError):
+            path.stat()  # a name may be too long
     except OSError as e:
         raise UserError(f"{path}: scores cannot be written there ({e.strerror})") from e
     clear_debris(path.parent)
