@@ -1,7 +1,7 @@
 """The table of a data set's videos: each file looked at once (`pipelines.scan`), and what was found.
 
 The scan is parallel over processes and resumable: a file of unchanged size and time is not read again. The table is
-an Arrow file, read through a memory map: a million rows open at once, and pandas or polars open it too.
+an Arrow file with a checksum, checked as a whole and read through a memory map; pandas or polars open it too.
 """
 
 from __future__ import annotations
