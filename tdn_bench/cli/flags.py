@@ -249,7 +249,8 @@ class Network:
         CheckpointError as `build` does."""
         if self.checkpoint is None:
             return {}
-        note = match_classes(known_classes(read_metadata(self.checkpoint), self.checkpoint), classes, "checkpoint").note
+        known = known_classes(read_metadata(self.checkpoint), self.checkpoint)
+        note = match_classes(known, classes, self.checkpoint.name).note
         return {} if note is None else {"class_match": note}
 
 

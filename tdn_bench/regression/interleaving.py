@@ -122,8 +122,6 @@ def started(
             processes.append(WorkerProcess(spec, videos, device))
             stack.callback(processes[-1].close)
         facts = [process.receive() for process in processes]
-        for note in dict.fromkeys(fact["class_match"] for fact in facts if "class_match" in fact):
-            print(note, file=sys.stderr)  # the workers' own output is kept for errors
         for process in processes:  # one that is not counted: threads, allocators and caches get warm
             process.turn()
             process.peak_memory()
@@ -184,6 +182,8 @@ def interleave(
     found = Interleaved()
     for _ in range(rounds):
         with started(specs, videos, device) as (processes, facts):
+            for note in {fact["class_match"] for fact in facts if "class_match" in fact and not found.facts}:
+                print(note, file=sys.stderr)  # once: the workers' own output is kept for errors
             if with_scores and not found.scores:
                 engines = [p for p in processes if "engine" in p.spec.parts]
                 found.scores = {p.spec.name: p.scores() for p in engines}
