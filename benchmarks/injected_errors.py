@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--checkpoint is missing, no engine of --engines is ready, or --draws or --repetitions below 1")
     resolved, device = config.network.resolve(), torch.device("cpu")
     manifest, spec, rng = config.data.open(), resolved.clip_spec(), np.random.default_rng(0)
-    videos, network = manifest.split("validation"), resolved.build(len(manifest.classes), device)
+    videos, network = manifest.split("validation"), resolved.build(manifest.classes, device)
     engine_spec = config.build.spec(spec, BATCH, "fp32", device)
     engines = {name: create_engine(name, network, engine_spec, cache=config.build.engine_cache) for name in names}
     run, clips = engines[names[0]], load(config, videos, spec)

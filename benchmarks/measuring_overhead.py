@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         classify: Callable[[Tensor], Tensor] | None = None
         if config.engine != "none":
-            classifier = workload.network.build(len(manifest.classes), device)
+            classifier = workload.network.build(manifest.classes, device)
             classify = stack.enter_context(create_engine(config.engine, classifier, workload.engine_spec()))
         loader = stack.enter_context(workload.open_loader(videos, ledger))
         rng = random.Random(0)

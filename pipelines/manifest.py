@@ -1,13 +1,14 @@
 """The table of a data set's videos: each file looked at once (`pipelines.scan`), and what was found.
 
 The scan is parallel over processes and resumable: a file of unchanged size and time is not read again. The table is
-an Arrow file, read through a memory map: a million rows open at once, and pandas or polars open it too.
+an Arrow file with a checksum, checked as a whole and read through a memory map; pandas or polars open it too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,14 +25,16 @@ import pyarrow.compute as pc
 
 from pipelines.annotations import Annotations
 from pipelines.errors import DataError
+from pipelines.files import clear_debris, write_whole
 from pipelines.processes import cores, map_in_processes
 from pipelines.reading import Level
 from pipelines.scan import as_video as as_video
 from pipelines.scan import checksum as checksum
 from pipelines.scan import file_stat, scan_file
+from pipelines.sealed import UNSEALED, read_sealed, write_sealed
 from pipelines.video import JPEG_FRAMES as JPEG_FRAMES
 from pipelines.video import OK as OK
-from pipelines.video import Sample, Video, VideoFile
+from pipelines.video import SPLITS, UNKNOWN_LABEL, Sample, Video, VideoFile
 
 MANIFEST_VERSION = 4
 
@@ -147,27 +150,27 @@ class Manifest:
     def _digest(self) -> str:
         h = hashlib.sha256()
         for batch in self.table.select(["id", "label", "split", "sha256", "status"]).to_batches(max_chunksize=65536):
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                h.update("\t".join(map(str, row)).encode() + b"\n")
+            columns = [column.cast(pa.large_utf8()) for column in batch.columns]
+            tab, end, empty = (pa.scalar(text, pa.large_utf8()) for text in ("\t", "\n", ""))
+            rows = pc.binary_join_element_wise(*columns, tab, null_handling="replace", null_replacement="None")
+            lines = pc.binary_join_element_wise(rows, empty, end)
+            if len(lines):  # whose texts lie one after the other in memory
+                h.update(memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()])
         return h.hexdigest()
 
     def digest(self) -> str:
         """sha256 over ids, labels, splits and file contents: equal digests mean equal data."""
-        noted = (self.table.schema.metadata or {}).get(b"digest")
-        return noted.decode() if noted else self._digest
+        return self._digest
 
     def write(self, path: Path) -> None:
-        """Write an Arrow file, whole or not at all. Raises DataError where that cannot be done."""
+        """Write an Arrow file with a checksum, whole or not at all. Raises DataError where that cannot be done."""
         notes = {"manifest_version": MANIFEST_VERSION, "name": self.name, "classes": self.classes}
-        notes |= {"root": str(self.root), "digest": self.digest()}
+        notes |= {"root": str(self.root), "digest": self.digest(), "checksum": UNSEALED}
         metadata = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in notes.items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        clear_debris(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table = self.table.replace_schema_metadata(metadata)
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-            os.replace(temporary, path)
+            with write_whole(path) as temporary:
+                write_sealed(self.table.replace_schema_metadata(metadata), temporary)
         except (OSError, UnicodeEncodeError) as e:
             raise DataError(f"{path}: the manifest cannot be written ({getattr(e, 'strerror', None) or e})") from e
 
@@ -175,21 +178,50 @@ class Manifest:
     def open(cls, path: Path, root: Path | None = None) -> Self:
         """Map a written manifest into memory; `root` is where its videos lie now, if they have moved.
 
-        Raises DataError for a file that cannot be read, or is no manifest of this version.
+        Raises DataError for a file that cannot be read, is damaged, is no manifest of this version, or holds what no
+        data set can.
         """
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, UnicodeEncodeError, pa.ArrowInvalid) as e:
-            raise DataError(
-                f"{path}: not a readable manifest ({str(e).splitlines()[0]}); make one with `tdn-bench prepare`"
-            ) from e
-        notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        if notes.get("manifest_version") != str(MANIFEST_VERSION) or not table.schema.equals(_SCHEMA):
+        table = read_sealed(path, "manifest", "tdn-bench prepare")
+        notes = table.schema.metadata or {}
+        if notes.get(b"manifest_version") != str(MANIFEST_VERSION).encode() or not table.schema.equals(_SCHEMA):
             raise DataError(
                 f"{path}: not a manifest of version {MANIFEST_VERSION}; make it again with `tdn-bench prepare`"
             )
-        folder = Path(root.absolute() if root is not None else notes["root"])
-        return cls(notes["name"], tuple(json.loads(notes["classes"])), folder, table)
+        try:
+            name, folder, classes = notes[b"name"].decode(), notes[b"root"].decode(), json.loads(notes[b"classes"])
+        except (KeyError, ValueError, RecursionError) as e:
+            raise DataError(f"{path}: its notes cannot be read ({e}); make it again with `tdn-bench prepare`") from e
+        if (fault := _fault(table, folder, classes)) is not None:
+            raise DataError(f"{path}: {fault}; make it again with `tdn-bench prepare`")
+        return cls(name, tuple(classes), Path(folder) if root is None else root.absolute(), table)
+
+
+def _fault(table: pa.Table, root: str, classes: object) -> str | None:
+    """What no manifest of a data set says; None for a sound one."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "its classes are not a list of names"
+    if not os.path.isabs(root) or "\0" in root:
+        return f"its root is no absolute path ({root[:80]!r})"
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count:
+            return f"{column.null_count} rows have no {name}"
+        if not len(column) or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            continue
+        low, high = pc.min_max(column).as_py().values()
+        least, most = (UNKNOWN_LABEL, len(classes) - 1) if name == "label" else (0, math.inf)
+        finite = not pa.types.is_floating(column.type) or pc.all(pc.is_finite(column)).as_py()
+        if name != "mtime_ns" and not (finite and least <= low and high <= most):
+            return f"{name} goes from {low} to {high}, which cannot be"
+    unknown = pc.and_(pc.less(table["label"], 0), pc.not_equal(table["split"].cast(pa.utf8()), "test"))
+    if pc.any(unknown).as_py():
+        return "videos of train or validation have no label"
+    if other := set(pc.unique(table["split"]).to_pylist()) - set(SPLITS):
+        return f"its splits include {min(other)!r}, which is none of {', '.join(SPLITS)}"
+    if other := set(pc.unique(table["rotation"]).to_pylist()) - {0, 90, 180, 270}:
+        return f"pictures are turned by {min(other)} degrees, which cannot be"
+    if pc.any(pc.match_substring(table["path"], "\0")).as_py():
+        return "a path holds NUL"
+    return None
 
 
 def build_manifest(

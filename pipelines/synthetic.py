@@ -14,12 +14,10 @@ import colorsys
 import io
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError, printable
+from pipelines.files import clear_debris, write_whole
 from pipelines.label_files import class_name
 from pipelines.processes import cores, map_in_processes, max_workers
 
@@ -284,27 +283,11 @@ def encode(clip: np.ndarray) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        with write_whole(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _clear_debris(folder: Path) -> None:
-    """Remove what processes that were killed had half written."""
-    for part in folder.glob(".*.part"):
-        number = part.name.split(".")[-2]
-        if number.isdecimal():
-            try:
-                os.kill(int(number), 0)
-            except ProcessLookupError:
-                part.unlink(missing_ok=True)
-            except OSError:  # it lives, and is another user's
-                continue
 
 
 def _write_clip(folder: Path, seed: int, index: int) -> None:
@@ -372,11 +355,11 @@ def make_dataset(
     if seed < 0 or not 1 <= workers <= max_workers():
         raise DataError(f"seed must be at least 0 and workers 1 to {max_workers()}, got {seed} and {workers}")
     folder = root / VIDEO_FOLDER
+    for place in (root / "labels", folder):
+        clear_debris(place)
     try:
         _claim(root, {"version": VERSION, "seed": seed, "train": train, "validation": validation})
         folder.mkdir(exist_ok=True)
-        _clear_debris(folder)
-        _clear_debris(root / "labels")
     except OSError as error:
         raise DataError(f"{root} cannot be written: {error.strerror}") from error
     splits = {"train": range(train), "validation": range(VALIDATION_START, VALIDATION_START + validation)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from tdn_bench.cli import DataFlags, LoaderFlags, Network, NetworkFlags, parse, 
 from tdn_bench.cli.flags import counted_once
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.correctness.evaluation import score
+from tdn_bench.correctness.label_order import find_permutation
 from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_folder, make_record, write_record
@@ -79,13 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     videos = manifest.split(config.subset)
     if not videos:
         raise UserError(f"--subset {config.subset}: {manifest.name} has no such videos")
-    classifier = network.build(len(manifest.classes), device)
+    classifier = network.build(manifest.classes, device)
     videos_at_once = max(1, config.batch_size // spec.num_views)
     with (
         torch.inference_mode(),
         config.loader.open(videos, spec, videos_at_once, device=device, workers=config.data.workers) as loader,
     ):
         scores = score(classifier, loader.epoch(), spec.num_views, config.batch_size)
+    scores.check_finite(checkpoint)
+    permutation = find_permutation(scores)
     # written before anything is said: a closed pipe must not cost the run
     written = []
     if config.scores is not None:
@@ -94,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores.save(config.scores, notes | {"classes": manifest.classes, "backend": loader.decoder.name})
         written.append(f"scores: {config.scores}")
     if config.results is not None:
-        record = _record(config, network, manifest, loader, scores)
+        matched = network.class_details(manifest.classes)
+        permuted = {} if permutation is None else {"label_permutation": asdict(permutation)}
+        record = _record(config, network, manifest, loader, scores, matched | permuted)
         written.append(f"record: {write_record(record, config.results)}")
     bad_clips = loader.bad_clips.reasons
     left_out = f" ({len(bad_clips)} of {len(videos)} could not be used)" if bad_clips else ""
@@ -103,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{name}: {len(scores.ids)} videos{left_out}{views}, {scores}")
     for path, reason in bad_clips.items():
         print(f"  not used: {printable(path)}: {printable(reason)}")
+    if permutation is not None:
+        print(f"warning: {permutation}", file=sys.stderr)
     if config.per_class:
         for line in per_class_lines(scores, manifest.classes):
             print(printable(line))
@@ -120,8 +128,10 @@ def _protocol(spec: ClipSpec) -> dict[str, Any]:
     }
 
 
-def _record(config: Evaluate, network: Network, manifest: Manifest, loader: ClipLoader, scores: Scores) -> Record:
-    """The run as a record: accuracies, what each class was taken for, and the videos left out."""
+def _record(
+    config: Evaluate, network: Network, manifest: Manifest, loader: ClipLoader, scores: Scores, notes: Mapping[str, Any]
+) -> Record:
+    """The run as a record: accuracies, what each class was taken for, the videos left out, and `notes`."""
     spec, bad_clips = loader.spec, loader.bad_clips.reasons
     parts = (network.model, f"{spec.num_segments}f", manifest.name, config.subset, f"{spec.num_views}-view")
     rows = zip(manifest.classes, *(column.tolist() for column in scores.per_class()), strict=True)
@@ -140,6 +150,7 @@ def _record(config: Evaluate, network: Network, manifest: Manifest, loader: Clip
             "classes": list(manifest.classes),
             "per_class": {name: {"videos": n, "top1_percent": percent} for name, n, percent in rows if n},
             "bad_clips": bad_clips,
+            **notes,
         },
     )
 

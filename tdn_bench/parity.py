@@ -7,7 +7,7 @@ from typing import Any
 
 from engines import EngineError
 from pipelines.odd_clips import skipped_cases
-from tdn_bench.cli import parse_subcommand, run_command, settings_of
+from tdn_bench.cli import NetworkFlags, parse_subcommand, run_command, settings_of
 from tdn_bench.correctness.decoder_parity import DecoderParity, Decoders, compare_decoders, compare_predictions
 from tdn_bench.correctness.decoder_report import details_of, figures_of, report_lines
 from tdn_bench.correctness.engine_parity import TABLE_HEAD, EngineParity, Engines, open_engine_parity
@@ -34,6 +34,8 @@ def run_decoders(config: Decoders) -> bool:
 
 def _decoder_record(config: Decoders, parity: DecoderParity, predictions: dict[str, dict[str, float]]) -> Record:
     figures = figures_of(parity.cases, parity.backends)
+    network = NetworkFlags(checkpoint=config.checkpoint).resolve()
+    matched = network.class_details(parity.manifest.classes) if parity.manifest is not None else {}
     return make_record(
         "parity",
         "decoders",
@@ -42,7 +44,7 @@ def _decoder_record(config: Decoders, parity: DecoderParity, predictions: dict[s
         settings=settings_of(config),
         device=parity.device,
         manifest=parity.manifest,
-        details={"cases": details_of(parity.cases)},
+        details={"cases": details_of(parity.cases)} | matched,
     )
 
 
@@ -83,7 +85,8 @@ def _engine_record(config: Engines, parity: EngineParity, figures: dict[str, dic
         settings=settings_of(config) | settings_of(parity.network) | {"device": str(parity.device)},
         device=parity.device,
         manifest=parity.manifest,
-        details={"tolerance": TOLERANCE, "videos": list(parity.reference.ids)},
+        details={"tolerance": TOLERANCE, "videos": list(parity.reference.ids)}
+        | parity.network.class_details(parity.manifest.classes),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from tdn_bench.cli import parse_subcommand, run_command, settings_of
-from tdn_bench.correctness.scores import Scores, ensemble, load_alike, load_scores, per_class_lines
+from tdn_bench.correctness.scores import Scores, class_names, ensemble, load_alike, load_scores, per_class_lines
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_file, check_folder, make_record, write_record
 
@@ -49,14 +50,6 @@ class Mean:
     """Two or more files of scores, one a split."""
 
 
-def _class_names(scores: Scores, notes: Mapping[str, Any]) -> list[str]:
-    """The notes', or the classes' numbers where those do not fit."""
-    names = notes.get("classes")
-    if not isinstance(names, list) or len(names) != scores.num_classes:
-        names = list(range(scores.num_classes))
-    return [str(name) for name in names]
-
-
 def _title(notes: Mapping[str, Any], scores: Scores) -> str:
     views = f"{scores.num_views} view{'s' if scores.num_views > 1 else ''}"
     return f"{notes.get('model')} on {notes.get('data')}/{notes.get('subset')}: {len(scores.ids)} videos, {views}"
@@ -66,7 +59,7 @@ def show(config: Show) -> None:
     """Print what one file says."""
     check_file("--confusion", config.confusion)
     scores, notes = load_scores(config.file)
-    classes = _class_names(scores, notes)
+    classes = class_names(scores, notes)
     print(f"{_title(notes, scores)}, {scores}")
     print(f"  checkpoint {notes.get('checkpoint')}, protocol {notes.get('protocol')}")
     if config.per_class:
@@ -81,11 +74,20 @@ def show(config: Show) -> None:
             raise UserError(f"--confusion {config.confusion}: cannot be written ({e.strerror})") from e
 
 
+def _load(files: Sequence[Path], *keys: str) -> tuple[list[Scores], list[dict[str, Any]]]:
+    """`load_alike`, and a line for every file whose classes had to be matched."""
+    parts, notes = load_alike(files, keys)
+    for note in notes:
+        if "class_match" in note:
+            print(note["class_match"], file=sys.stderr)
+    return parts, notes
+
+
 def run_ensemble(config: Ensemble) -> None:
     """Print the accuracy of each file and of their sum."""
     if config.results is not None:
         check_folder("--results", config.results)
-    parts, notes = load_alike(config.files, ("classes",))
+    parts, notes = _load(config.files)
     together = ensemble(parts, config.files)
     for path, part in zip(config.files, parts, strict=True):
         print(f"{path}: {part}")
@@ -106,14 +108,14 @@ def _record(config: Ensemble, together: Scores, notes: Sequence[Mapping[str, Any
         details={
             "files": [{"file": str(path), **n} for path, n in zip(config.files, of_files, strict=True)],
             "confusion": together.confusion().tolist(),
-            "classes": _class_names(together, notes[0]),
+            "classes": class_names(together, notes[0]),
         },
     )
 
 
 def mean(config: Mean) -> None:
     """Print the accuracy on each split, their mean and their standard deviation."""
-    parts, notes = load_alike(config.files, ("classes", "model", "protocol", "subset"))
+    parts, notes = _load(config.files, "model", "protocol", "subset")
     for i, j in combinations(range(len(parts)), 2):
         digests = notes[i].get("digest"), notes[j].get("digest")
         if (None not in digests and digests[0] == digests[1]) or set(parts[i].ids) == set(parts[j].ids):

@@ -27,7 +27,7 @@ from pipelines.processes import max_workers
 from pipelines.reading import Level
 from pipelines.repeats import each_once
 from pipelines.video import SPLITS
-from tdn_bench.checkpoint import load_checkpoint, read_metadata
+from tdn_bench.checkpoint import known_classes, load_checkpoint, match_classes, read_metadata
 from tdn_bench.cli.settings import check_range, flag
 from tdn_bench.errors import UserError
 from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
@@ -288,17 +288,29 @@ class Network:
         frames = known_variant(self.model).frames_per_segment
         return ClipSpec(self.num_segments, frames, size=self.size, crop_ratio=self.crop_ratio)
 
-    def build(self, num_classes: int, device: torch.device) -> FrameClassifier:
-        """The network on `device`, in eval mode. Raises UserError for a T that it does not take, CheckpointError for
-        a checkpoint that is not its own."""
+    def build(self, classes: Sequence[str], device: torch.device) -> FrameClassifier:
+        """The network on `device`, in eval mode, for a data set's classes in their order. A line on stderr says where
+        the checkpoint's had to be matched to them. Raises UserError for a T that it does not take, CheckpointError for
+        a checkpoint that is not its own or knows other classes."""
         torch.manual_seed(0)
         try:
-            network = create_model(self.model, num_classes=num_classes, num_segments=self.num_segments)
+            network = create_model(self.model, num_classes=len(classes), num_segments=self.num_segments)
         except ValueError as e:
             raise UserError(str(e)) from e
         if self.checkpoint is not None:
-            load_checkpoint(network, self.checkpoint)
+            report = load_checkpoint(network, self.checkpoint, classes)
+            if report.class_note is not None:
+                print(report.class_note, file=sys.stderr)
         return FrameClassifier(network).to(device).eval()
+
+    def class_details(self, classes: Sequence[str]) -> dict[str, str]:
+        """What a record says where the checkpoint's classes had to be matched to a data set's; else nothing. Raises
+        CheckpointError as `build` does."""
+        if self.checkpoint is None:
+            return {}
+        known = known_classes(read_metadata(self.checkpoint), self.checkpoint)
+        note = match_classes(known, classes, self.checkpoint.name).note
+        return {} if note is None else {"class_match": note}
 
 
 @dataclass(frozen=True, kw_only=True)

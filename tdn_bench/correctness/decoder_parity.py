@@ -137,7 +137,7 @@ def _score_split(
 ) -> tuple[dict[str, Scores], dict[str, str]]:
     """The network's scores of the videos as each backend decodes them; of one that decodes none, why."""
     network = NetworkFlags(checkpoint=config.checkpoint).resolve()
-    classifier = network.build(len(manifest.classes), device)
+    classifier = network.build(manifest.classes, device)
     found, failures = {}, {}
     for name in backends:
         flags = LoaderFlags(backend="pyav" if name == "pyav" else "dali", max_bad_share=1)

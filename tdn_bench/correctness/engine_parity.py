@@ -176,7 +176,7 @@ def open_engine_parity(config: Engines) -> EngineParity:
     if not videos:
         raise UserError(f"--subset {config.subset}: {manifest.name} has no such videos")
     videos = evenly_spaced(videos, config.limit)
-    classifier = network.build(len(manifest.classes), device)
+    classifier = network.build(manifest.classes, device)
     quantisable(
         classifier, config.build.exclude_layers
     )  # a name that is no layer's is a mistake, not an engine's failure

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.files import clear_debris, fault_of_file
+from tdn_bench.checkpoint import CheckpointError, match_classes, read_notes, read_tensors, write_tensors
 from tdn_bench.errors import UserError
 from tdn_bench.records import check_file
 
@@ -75,9 +72,13 @@ class Scores:
         """Top-k accuracy in percent."""
         return 100 * self.found(k).double().mean().item()
 
+    def answers(self) -> Tensor:
+        """int64 (N,): the class that ranks first."""
+        return self._ranking.argmax(1)
+
     def confusion(self) -> Tensor:
         """int64 (classes, classes): rows are true classes, columns predictions."""
-        labels, said = self.labels[self._known], self._ranking[self._known].argmax(1)
+        labels, said = self.labels[self._known], self.answers()[self._known]
         pairs = labels * self.num_classes + said
         return torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes)
 
@@ -107,16 +108,23 @@ class Scores:
 
     def save(self, path: Path, notes: Mapping[str, object]) -> None:
         """Write a safetensors file with JSON-able notes, whole or not at all. Raises UserError where it cannot be."""
-        metadata = {"format": FORMAT, "ids": json.dumps(self.ids)} | {k: json.dumps(v) for k, v in notes.items()}
-        tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-                temporary = Path(folder) / path.name
-                save_file(tensors, temporary, metadata)
-                os.replace(temporary, path)
-        except OSError as e:
-            raise UserError(f"{path}: the scores cannot be written ({e.strerror})") from e
+        write_tensors(path, {"logits": self.logits, "labels": self.labels}, {"ids": self.ids, **notes}, FORMAT)
+
+    def reordered(self, order: Sequence[int]) -> Scores:
+        """The same with class i where class `order[i]` was, in logits and labels."""
+        place = torch.empty(len(order), dtype=torch.int64)
+        place[torch.tensor(order)] = torch.arange(len(order))
+        labels = torch.where(self.labels < 0, self.labels, place[self.labels.clamp(min=0)])
+        return Scores(self.ids, self.logits[..., list(order)], labels)
+
+    def check_finite(self, what: object) -> None:
+        """Raise UserError where logits are not finite: whatever is computed from them is no accuracy."""
+        wrong = (~torch.isfinite(self.logits)).flatten(1).any(1).nonzero().flatten().tolist()
+        if wrong:
+            raise UserError(
+                f"{what}: the logits of {len(wrong)} of {len(self.ids)} videos are NaN or infinite, first of "
+                f"{self.ids[wrong[0]]!r}; the network's weights are beyond what it can compute with"
+            )
 
 
 def check_target(path: Path) -> None:
@@ -125,48 +133,64 @@ def check_target(path: Path) -> None:
     check_file("--scores", path)
     if path.exists() and not _is_scores(path):
         raise UserError(f"{path}: exists and holds no scores; name another file for the scores")
+    clear_debris(path.parent)
 
 
 def _is_scores(path: Path) -> bool:
     try:
-        with safe_open(path, "pt") as f:
-            return (f.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
+        return read_notes(path).get("format") == FORMAT
+    except CheckpointError:
         return False
 
 
 def load_scores(path: Path) -> tuple[Scores, dict[str, Any]]:
-    """Read what `Scores.save` wrote: scores and notes. Raises UserError for a damaged file and one of another kind."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of scores; `tdn-bench evaluate --scores FILE` writes one")
+    """Read what `Scores.save` wrote: scores and notes. Raises UserError for a damaged file, one of another kind, and
+    logits that are not finite."""
+    if (fault := fault_of_file(path)) is not None:
+        raise UserError(f"{path}: no scores ({fault}); `tdn-bench evaluate --scores FILE` writes them")
     if not _is_scores(path):
         raise UserError(f"{path}: holds no readable scores; `tdn-bench evaluate --scores FILE` writes such a file")
-    try:
-        with safe_open(path, "pt") as f:
-            notes = {k: json.loads(v) for k, v in f.metadata().items() if k != "format"}
-            scores = Scores(tuple(notes.pop("ids")), f.get_tensor("logits"), f.get_tensor("labels"))
-    except (SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not a readable file of scores ({e})") from e
-    logits, labels = scores.logits, scores.labels
+    tensors, notes = read_tensors(path)
+    del notes["format"]
+    ids, logits, labels = notes.pop("ids", None), tensors.get("logits"), tensors.get("labels")
+    if logits is None or labels is None or not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+        raise UserError(f"{path}: lacks logits, labels or ids; evaluate anew")
+    scores = Scores(tuple(ids), logits, labels)
     whole = (logits.dtype, logits.ndim, labels.dtype, labels.ndim) == (torch.float32, 3, torch.int64, 1)
     whole = whole and len(scores.ids) == len(logits) == len(labels) > 0 and min(logits.shape) > 0
     if not whole or not -1 <= labels.min() <= labels.max() < scores.num_classes:
         raise UserError(f"{path}: its logits, labels and ids do not belong together; evaluate anew")
+    scores.check_finite(path)
     return scores, notes
 
 
 def load_alike(files: Sequence[Path], keys: Sequence[str]) -> tuple[list[Scores], list[dict[str, Any]]]:
-    """Read two files or more: scores and notes. Raises UserError where the notes named by `keys` differ, for fewer
-    files, and as `load_scores` does."""
+    """Read two files or more: scores and notes. Classes are matched to those of the first by name; where they had to
+    be, the notes say so under `class_match`. Raises UserError where the notes named by `keys` or the classes differ,
+    for fewer files, and as `load_scores` does."""
     if len(files) < 2:
         raise UserError(f"two files of scores or more are needed, not {len(files)}")
-    scores, notes = zip(*map(load_scores, files), strict=True)
-    for path, other in zip(files, notes, strict=True):
+    scores, notes = map(list, zip(*map(load_scores, files), strict=True))
+    classes = [class_names(part, note) for part, note in zip(scores, notes, strict=True)]
+    for i, (path, other) in enumerate(zip(files, notes, strict=True)):
         for key in keys:
             if other.get(key) != notes[0].get(key):
                 this, that = _short(notes[0], key), _short(other, key)
                 raise UserError(f"{files[0]} and {path} are not of the same {key}: {this} and {that}")
-    return list(scores), list(notes)
+        match = match_classes(classes[i], classes[0], path, files[0], "evaluate on the same classes")
+        if match.order is not None:
+            scores[i] = scores[i].reordered(match.order)
+        if match.note is not None:
+            other["class_match"] = match.note
+    return scores, notes
+
+
+def class_names(scores: Scores, notes: Mapping[str, Any]) -> list[str]:
+    """The names in the notes, or the classes' numbers where those do not fit."""
+    names = notes.get("classes")
+    if not isinstance(names, list) or len(names) != scores.num_classes:
+        names = list(range(scores.num_classes))
+    return [str(name) for name in names]
 
 
 def _short(notes: Mapping[str, Any], key: str) -> str:

@@ -56,7 +56,7 @@ class Run:
 
     def network(self) -> FrameClassifier:
         """The network with the same fresh weights every time, in eval mode."""
-        return self.network_flags().resolve().build(NUM_CLASSES, self.device)
+        return self.network_flags().resolve().build([str(i) for i in range(NUM_CLASSES)], self.device)
 
     def workload(
         self,

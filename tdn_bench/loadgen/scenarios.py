@@ -331,6 +331,7 @@ def _run(name: str, scenario: Scenario) -> Record:
         if output.trace is not None:
             save_trace(service.loader.ledger, output.trace)
         found.describe(service)
+        found.details |= workload.network.class_details(service.manifest.classes)
         backend = service.loader.decoder.name
     if (share := found.figures.get("ledger_unexplained_percent", 0.0)) > MOST_UNEXPLAINED_PERCENT:
         status = "unstable" if status == "stable" else status

@@ -216,7 +216,7 @@ def open_engine(workload: Workload, loader: ClipLoader, manifest: Manifest) -> I
     checked = max(CHECKED_BATCHES, -(-CHECKED_CLIPS // workload.batch_size))
     with checked_engine(
         workload.engine,
-        workload.network.build(len(manifest.classes), workload.device),
+        workload.network.build(manifest.classes, workload.device),
         workload.engine_spec(),
         [batch.frames for batch in islice(loader.epoch(), checked)],
         calibration=workload.calibration(manifest),
@@ -241,6 +241,7 @@ def measure(config: Throughput) -> Record:
                 run = timed(loader, engine, config.timing)
                 figures["build_s"] = engine.build_s
                 details |= {"engine": engine.details(), "agreement_with_eager_fp32": asdict(comparison)}
+                details |= workload.network.class_details(manifest.classes)
     if config.output.trace is not None:
         save_trace(ledger, config.output.trace)
     return _record(config, workload, manifest, loader, run, figures, details)

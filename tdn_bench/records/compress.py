@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
-import secrets
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.files import write_whole
 from tdn_bench.errors import UserError
 from tdn_bench.records.record import laid_out, read_record
 
@@ -38,16 +37,13 @@ def compress_samples(path: Path) -> Path:
     small: dict[str, object] = {}
     for key, value in raw.items():
         small |= {"samples": {}, "samples_file": apart} if key == "samples" else {key: value}
-    temporary = path.with_name(f".{secrets.token_hex(8)}.json.tmp")
     try:
         beside.write_bytes(content)
-        temporary.write_bytes(laid_out(small))
-        assert read_record(temporary) == whole
-        os.replace(temporary, path)
+        with write_whole(path) as temporary:
+            temporary.write_bytes(laid_out(small))
+            assert read_record(temporary) == whole
     except OSError as e:
         raise UserError(f"{path}: cannot be rewritten ({e.strerror})") from e
-    finally:
-        temporary.unlink(missing_ok=True)
     return beside
 
 

@@ -15,8 +15,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 
 from pipelines.errors import printable
+from pipelines.files import clear_debris, sync, temporary_beside
+from pipelines.files import write_whole as replaced
 from pipelines.manifest import Manifest
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
@@ -120,7 +121,8 @@ def _command() -> list[str]:
 
 
 def check_folder(flag: str, folder: Path, make: bool = True) -> None:
-    """Make the folder that `flag` (as the user writes it: --results) names, unless `make` is False. Raises UserError
+    """Make the folder that `flag` (as the user writes it: --results) names, unless `make` is False, and
+    clear it of what killed runs left half written. Raises UserError
     where no file can be written there: to be known before hours of work, not after."""
     try:
         if make:
@@ -132,6 +134,7 @@ def check_folder(flag: str, folder: Path, make: bool = True) -> None:
     except (OSError, ValueError) as e:  # ValueError: NUL in a name
         why = e.strerror if isinstance(e, OSError) else e
         raise UserError(f"{flag} {printable(str(folder)):.300}: cannot be written ({why})") from e
+    clear_debris(folder)
 
 
 def record_folder(results: Path | None, command: str) -> Path:
@@ -191,7 +194,9 @@ def write_record(record: Record, folder: Path) -> Path:
     content = to_json(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _written(folder, content) as temporary:
+        with temporary_beside(folder / stem) as temporary:
+            temporary.write_bytes(content)
+            sync(temporary)
             return _give_name(temporary, stem)
     except OSError as e:
         raise UserError(f"{printable(str(folder))}: cannot hold records ({e.strerror})") from e
@@ -199,24 +204,8 @@ def write_record(record: Record, folder: Path) -> Path:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _written(path.parent, content) as temporary:
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _written(folder: Path, content: bytes) -> Iterator[Path]:
-    """A file with a name of its own, which is gone afterwards unless it was given another."""
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # before it has its name: no power cut leaves half a record
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(Path(os.path.realpath(path))) as temporary:
+        temporary.write_bytes(content)
 
 
 def _file_name(text: str) -> str:

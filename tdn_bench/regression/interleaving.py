@@ -208,6 +208,8 @@ def interleave(
             with started(specs, videos, device, budget) as (processes, facts, warm_s):
                 start_s = budget.clock() - opened
                 budget.is_ready(start_s, warm_s, min_turns)
+                for note in {fact["class_match"] for fact in facts if "class_match" in fact and not found.facts}:
+                    print(note, file=sys.stderr)  # once: the workers' own output is kept for errors
                 if with_scores and not found.scores:
                     engines = [p for p in processes if "engine" in p.spec.parts]
                     found.scores = {p.spec.name: p.scores() for p in engines}

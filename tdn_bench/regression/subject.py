@@ -31,6 +31,7 @@ class Subject:
         self.ledger = Ledger(self.device)
         self.loader = workload.open_loader(evenly_spaced(self._split, videos), self.ledger)
         self.data_digest = self._manifest.digest()
+        self.facts = workload.network.class_details(self._manifest.classes) if self.has_engine else {}
 
     def whole(self) -> ClipLoader:
         """A loader of the whole split."""
@@ -42,7 +43,7 @@ class Subject:
         engine, comparison = self._open.enter_context(
             checked_engine(
                 workload.engine,
-                workload.network.build(len(self._manifest.classes), self.device),
+                workload.network.build(self._manifest.classes, self.device),
                 workload.engine_spec(),
                 clips,
                 calibration=workload.calibration(self._manifest),
@@ -53,7 +54,7 @@ class Subject:
 
     def train_step(self) -> Callable[[Tensor, Tensor], object]:
         """One optimisation step, of uint8 frames (B, T, L, H, W, C) and labels (B,)."""
-        classifier = self._workload.network.build(len(self._manifest.classes), self.device).train()
+        classifier = self._workload.network.build(self._manifest.classes, self.device).train()
         precision = resolve_precision("auto", self.device)
         step = TrainStep(classifier, Optimization(lr=1e-6), precision, self.device)
         return lambda frames, labels: step(frames, labels, 0.0)

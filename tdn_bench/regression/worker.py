@@ -149,6 +149,7 @@ class Worker:
         self.batches = list(subject.loader.epoch())
         self.videos = sum(map(len, self.batches))
         self.facts |= {"videos": self.videos, "data_digest": subject.data_digest}
+        self.facts |= getattr(subject, "facts", {})  # older checkouts have none
         self._parts["loader"] = self._load
         if {"engine", "path"} & set(parts) and subject.has_engine:
             self._open_engine()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
-from tdn_bench.checkpoint import LoadReport
 from tdn_bench.cli import flag
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
@@ -71,11 +68,3 @@ def _check_numbers(recipe: Recipe) -> None:
             f"--batch-size {o.batch_size}, --num-segments {spec.num_segments}, --size {spec.size}: the frames of one "
             f"batch would take {size / 2**30:.0f} GiB, over {MAX_BATCH_BYTES // 2**30}; make one of them smaller"
         )
-
-
-def check_classes(file: Path, report: LoadReport, classes: Sequence[str]) -> None:
-    """Raise UserError where a checkpoint that a network starts from names other classes than the data, or the same ones
-    in another order: its classifier would be wrong without a word."""
-    noted = report.metadata.get("classes")
-    if noted is not None and (difference := run_state.first_difference(noted, classes)) is not None:
-        raise UserError(f"{file}: {difference}; name the classes as it does, or start with --finetune in its place")

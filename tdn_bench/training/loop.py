@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
 from tdn_bench.training import run_state
-from tdn_bench.training.checks import check, check_classes
+from tdn_bench.training.checks import check
 from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
 from tdn_bench.training.progress import Progress, progress_bar
 from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult
@@ -129,7 +130,9 @@ def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
     if recipe.start.init is not None:
         load_imagenet(network, recipe.start.init)
     if recipe.start.checkpoint is not None:
-        check_classes(recipe.start.checkpoint, load_checkpoint(network, recipe.start.checkpoint), classes)
+        report = load_checkpoint(network, recipe.start.checkpoint, classes)
+        if report.class_note is not None and os.environ.get("RANK", "0") == "0":
+            print(report.class_note, file=sys.stderr)
     if recipe.start.finetune is not None:
         load_backbone(network, recipe.start.finetune)
     return network

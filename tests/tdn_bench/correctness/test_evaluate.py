@@ -13,9 +13,10 @@ from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.cpu import PyAVDecoder
 from pipelines.manifest import Manifest, Video, as_video
 from pipelines.plan import plan_evaluation
+from tdn_bench.checkpoint import read_tensors, write_tensors
 from tdn_bench.cli import DataFlags, run_command
 from tdn_bench.correctness.evaluation import score
-from tdn_bench.correctness.scores import load_scores
+from tdn_bench.correctness.scores import Scores, load_scores
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import Evaluate, main
 from tdn_bench.records import read_record
@@ -158,7 +159,7 @@ def test_several_views_are_the_same_in_every_run_and_on_every_backend(small_chec
     # one video at a time, planned and decoded here
     config = configure(Evaluate(), checkpoint=small_checkpoint, size=64, clips=2, crops=3)
     resolved, spec = config.resolve()
-    network = resolved.build(8, torch.device("cpu"))
+    network = resolved.build("abcdefgh", torch.device("cpu"))
     decode = PyAVDecoder(spec, 1)
     for video, logits in zip(videos, first.logits, strict=True):
         (frames,) = decode([plan_evaluation(video, spec)])
@@ -208,3 +209,59 @@ def test_videos_without_labels(small_checkpoint, tmp_path, capsys):
     assert "unlabelled/test: 1 videos, no labels" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     assert read_record(path).figures == {"videos": 1, "views": 1, "bad_clips": 0}
+
+
+@pytest.fixture
+def named(small_checkpoint, motion_data, tmp_path):
+    """A checkpoint that knows the data set's classes in another order, a manifest, and the flags for both."""
+    manifest = DataFlags(data=motion_data).open(progress=False)
+    manifest.write(tmp_path / "m.arrow")
+    tensors, notes = read_tensors(small_checkpoint)
+    del notes["format"]
+    names = manifest.classes[::-1]
+    tensors |= {name: t.flip(0) for name, t in tensors.items() if name.startswith("classifier.")}
+    write_tensors(tmp_path / "named.safetensors", tensors, notes | {"classes": names})
+    flags = ["--checkpoint", str(tmp_path / "named.safetensors"), "--manifest", str(tmp_path / "m.arrow")]
+    return tensors, notes, [*flags, "--workers", "1", "--device", "cpu"]
+
+
+def test_classes_of_a_checkpoint_are_matched_by_name(named, small_checkpoint, tmp_path, capsys):
+    flags = named[2]
+    saved = [tmp_path / "by name.safetensors", tmp_path / "as they are.safetensors"]
+    assert run_command(main, [*flags, "--scores", str(saved[0]), "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("matched by name") == 1
+    (path,) = tmp_path.glob("*.json")
+    assert "8 moved" in read_record(path).details["class_match"]
+    assert run_command(main, [*flags[2:], "--checkpoint", str(small_checkpoint), "--scores", str(saved[1])]) == 0
+    a, b = (load_scores(path)[0] for path in saved)
+    assert torch.equal(a.logits, b.logits)
+
+
+def test_other_classes_and_poisoned_weights_are_refused(named, tmp_path, capsys):
+    tensors, notes, flags = named
+    path = Path(flags[1])
+    write_tensors(path, tensors, notes | {"classes": list("abcdefgh")})
+    assert run_command(main, flags) == 2
+    assert "not of the same classes: class 0 is 'a' there" in capsys.readouterr().err
+    huge = {name: t * 1e30 if t.is_floating_point() and not name.endswith("var") else t for name, t in tensors.items()}
+    write_tensors(path, huge, notes)  # finite weights, from which nothing finite follows
+    assert run_command(main, [*flags, "--results", str(tmp_path / "none")]) == 2
+    assert "the logits of 8 of 8 videos are NaN or infinite" in capsys.readouterr().err
+    assert not list((tmp_path / "none").iterdir())
+
+
+def test_a_permutation_of_the_labels_is_told_and_noted(named, tmp_path, capsys, monkeypatch):
+    def shifted(classify, batches, views, batch_size):
+        labels = torch.arange(8).repeat(4)
+        logits = torch.nn.functional.one_hot((labels + 1) % 8, 8).float()[:, None]
+        return Scores(tuple(map(str, range(32))), logits, labels)
+
+    monkeypatch.setattr("tdn_bench.evaluate.score", shifted)
+    assert run_command(main, [*named[2], "--results", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert "top-1 0.00 %" in output.out  # never another accuracy
+    assert "warning: the labels seem to be permuted: top-1 is 100.00 % with 8 classes renumbered" in output.err
+    (path,) = tmp_path.glob("*.json")
+    record = read_record(path)
+    assert record.figures["top1_percent"] == 0
+    assert record.details["label_permutation"] == {"classes": [1, 2, 3, 4, 5, 6, 7, 0], "top1_percent": 100}

@@ -291,3 +291,49 @@ def test_the_ensemble_command_writes_a_record(files, tmp_path, capsys):
     assert [f["model"] for f in record.details["files"]] == ["tdn", "wider"]
     assert run_command(main, ["ensemble", *map(str, files[1:])]) == 2
     assert "of other videos" in capsys.readouterr().err
+
+
+def test_other_orders_of_the_classes_are_matched_by_name(tmp_path, capsys):
+    names, order = ["left", "right", "up", "down"], [2, 0, 3, 1]
+    first = random_scores(9, 2, 4, 5)
+    place = [order.index(label) for label in first.labels.tolist()]
+    other = Scores(first.ids, first.logits[..., order], torch.tensor(place))  # what it says, with classes renumbered
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    first.save(paths[0], {"classes": names})
+    other.save(paths[1], {"classes": [names[i] for i in order]})
+    assert run_command(main, ["ensemble", *map(str, paths), "--results", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert f"ensemble of 2: 9 videos, {first}" in output.out
+    assert "matched by name" in output.err
+    (path,) = tmp_path.glob("*.json")
+    assert "matched by name" in read_record(path).details["files"][1]["class_match"]
+    other.save(paths[1], {"classes": ["left", "right", "up", "back"]})
+    assert run_command(main, ["ensemble", *map(str, paths)]) == 2
+    assert "class 3 is 'back' there, 'down' in" in capsys.readouterr().err
+
+
+@given(st.permutations(range(5)), st.integers(0, 99))
+def test_renumbering_changes_no_accuracy(order, seed):
+    scores = random_scores(12, 1, 5, seed, unknown=True)
+    moved = scores.reordered(order)
+    for i, place in enumerate(order):
+        assert torch.equal(moved.logits[..., i], scores.logits[..., place])
+    assert [-1 if label < 0 else order[label] for label in moved.labels.tolist()] == scores.labels.tolist()
+
+
+def test_logits_that_are_not_finite_are_no_scores(tmp_path):
+    scores = random_scores(3, 1, 4, 0)
+    scores.logits[1, 0, 2] = math.nan
+    scores.save(tmp_path / "s.safetensors", {})
+    with pytest.raises(UserError, match="the logits of 1 of 3 videos are NaN or infinite, first of 'v1'"):
+        load_scores(tmp_path / "s.safetensors")
+
+
+def test_a_flipped_bit_in_scores_is_found(tmp_path):
+    path = tmp_path / "s.safetensors"
+    random_scores(30, 1, 4, 0).save(path, {"classes": list("abcd")})
+    whole = bytearray(path.read_bytes())
+    whole[-100] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="its checksum does not fit"):
+        load_scores(path)

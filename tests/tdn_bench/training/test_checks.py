@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.flags import configure
 
-from tdn_bench.checkpoint import LoadReport
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import RECIPES, Optimization, demo
-from tdn_bench.training.checks import check, check_classes
+from tdn_bench.training.checks import check
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -73,16 +72,3 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     for flag in ("output", "results"):
         with pytest.raises(UserError, match=f"--{flag} .*cannot be written"):
             check(configure(demo(), **{"output": tmp_path / "out", flag: tmp_path / "file"}))
-
-
-def test_classes_of_a_start_are_the_datas(tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    check_classes(file, LoadReport((), {"classes": ["up", "down"]}), ("up", "down"))
-    check_classes(file, LoadReport((), {}), ("up", "down"))  # the authors' files name none
-    for noted, words in (
-        (["down", "up"], "class 0 is 'down' there and 'up' in the data"),
-        (["up"], "notes 1 classes, the data have 2"),
-        (3, "notes no classes"),
-    ):
-        with pytest.raises(UserError, match=words):
-            check_classes(file, LoadReport((), {"classes": noted}), ("up", "down"))

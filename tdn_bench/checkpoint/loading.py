@@ -1,41 +1,42 @@
-"""Weights in and out: the project's safetensors, the authors' released files, ImageNet starts.
-
-Nothing here unpickles arbitrary objects: safetensors holds tensors only, and `.pth`/`.pth.tar` files are read
-with `weights_only=True`, which refuses any pickle that would run code.
-"""
+"""Files of weights into a network: names, shapes and values are looked at before anything is copied."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
 import re
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tdn_bench.errors import UserError
+from pipelines.files import NO_FILE, fault_of_file
+from tdn_bench.checkpoint.classes import match_classes
+from tdn_bench.checkpoint.tensor_files import (
+    CheckpointError,
+    named_tensors,
+    read_notes,
+    read_pytorch,
+    read_tensors,
+    write_pytorch,
+    write_tensors,
+)
 from tdn_bench.models.temporal_modules import GroupedSpatioTemporal, InflatedConvBN
 
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or that belongs to another network."""
+# What weights, and counts, may be kept in.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_checkpoint` did: tensors that the network never reads, and the file's own notes."""
+    """What `load_checkpoint` did: tensors that the network never reads, the file's own notes, and a line for the user
+    where its classes had to be matched to the data set's."""
 
     unused: tuple[str, ...]
     metadata: dict[str, object]
+    class_note: str | None = None
 
 
 # The names in released state dicts (without `module.`) → ours, applied in turn: TDN's; then those of TSN and TSM as in
@@ -96,45 +97,23 @@ def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> 
     return renamed
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (state dict, metadata) of a safetensors or a PyTorch file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as f:
-                notes = {k: json.loads(v) for k, v in (f.metadata() or {}).items() if k != "format"}
-                return {name: f.get_tensor(name) for name in f.keys()}, notes  # noqa: SIM118 (no __iter__)
-        except (SafetensorError, json.JSONDecodeError) as e:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({e})") from e
-    loaded = _load_pytorch(path)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+        tensors, notes = read_tensors(path)
+        return tensors, _own_notes(notes)
+    loaded = read_pytorch(path)
+    state: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path}: its state dict has tensors without a name")
     notes = {k: v for k, v in loaded.items() if isinstance(v, (int, float, str))} if state is not loaded else {}
     return state, notes
 
 
-def _load_pytorch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise CheckpointError(
-            f"{path}: refused, it holds objects other than tensors and plain values "
-            f"({_unpickling_reason(e)}); save its state_dict alone"
-        ) from e
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as e:
-        # what torch.load raises on damaged archives depends on where the damage is
-        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({_first_line(e)})") from e
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _unpickling_reason(error: BaseException) -> str:
-    found = re.search(r"(Unsupported (?:global|class|operand)[^\n]*?)(?: was not|\n|$)", str(error))
-    return found.group(1) if found else _first_line(error)
+def _own_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in notes.items() if name != "format"}
 
 
 def _copy_into(module: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], path: Path) -> None:
@@ -154,9 +133,25 @@ def _copy_into(module: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], pat
             f"{path}: {len(wrong)} tensors of another shape, first {name}: {tuple(tensor.shape)} in the file, "
             f"{tuple(target[wrong[0]].shape)} in the network"
         )
+    values = {name: _as_number_of(target[name], *tensors[name], path) for name in needed}
     with torch.no_grad():
-        for name in needed:
-            target[name].copy_(tensors[name][1])
+        for name, value in values.items():
+            target[name].copy_(value)
+
+
+def _as_number_of(wanted: Tensor, name: str, tensor: Tensor, path: Path) -> Tensor:
+    """`tensor` in the type of `wanted`. Raises CheckpointError where it has values that no network can have."""
+    if tensor.dtype not in (FLOATS if wanted.is_floating_point() else INTEGERS):
+        raise CheckpointError(f"{path}: tensor {name} is {tensor.dtype}, the network's is {wanted.dtype}")
+    value = tensor.to(wanted.dtype)
+    if bad := int((~torch.isfinite(value)).sum()):
+        raise CheckpointError(
+            f"{path}: {bad} of {value.numel()} values of tensor {name} are NaN or infinite; "
+            "the training that wrote it diverged, or the file is damaged: use an earlier checkpoint"
+        )
+    if name.endswith("running_var") and (value < 0).any():
+        raise CheckpointError(f"{path}: tensor {name} has variances below zero; the file is damaged")
+    return value
 
 
 def _unused(tensors: Mapping[str, tuple[str, Tensor]], model: nn.Module, path: Path) -> tuple[str, ...]:
@@ -172,14 +167,16 @@ def _unused(tensors: Mapping[str, tuple[str, Tensor]], model: nn.Module, path: P
     return tuple(sorted(unused.values()))
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
+def load_checkpoint(model: nn.Module, path: str | Path, classes: Sequence[str] | None = None) -> LoadReport:
     """Load the project's own safetensors or a released `.pth.tar` (TDN, and TSN, TSM and TANet) into `model`.
 
     The authors' files may carry the `module.` prefix and either classifier name (`new_fc`, `base_model.fc`).
-    Raises CheckpointError for an unreadable file, a pickle with code in it, another network's file, and missing or
-    mis-shaped tensors.
+    `classes` are those of the data set that the network will see: where the file notes the same names in another order,
+    the classifier's rows are put into the data set's (`match_classes`; the report's `class_note` says so).
+    Raises CheckpointError for an unreadable or damaged file, a pickle with code in it, another network's file, missing
+    or mis-shaped tensors, values that are not finite, and other classes.
     """
-    return _load(model, Path(path), keep="")
+    return _load(model, Path(path), classes=classes)
 
 
 def load_backbone(model: nn.Module, path: str | Path) -> LoadReport:
@@ -190,7 +187,7 @@ def load_backbone(model: nn.Module, path: str | Path) -> LoadReport:
     return _load(model, Path(path), keep="classifier.")
 
 
-def _load(model: nn.Module, path: Path, keep: str) -> LoadReport:
+def _load(model: nn.Module, path: Path, keep: str = "", classes: Sequence[str] | None = None) -> LoadReport:
     """Load a checkpoint; tensors whose names start with `keep` (if not empty) stay the model's."""
     state, metadata = _read(path)
     own = path.suffix == ".safetensors"
@@ -202,10 +199,41 @@ def _load(model: nn.Module, path: Path, keep: str) -> LoadReport:
     if found in ("tsn", "tsm", "tanet") and not own:  # torchvision's backbone: its convolutions have no bias
         _add_biases(ours, model)
     unused = _unused(ours, model, path)
+    note = None if classes is None else _order_classes(ours, metadata, classes, path)
     if keep:
         ours |= {name: (name, own) for name, own in model.state_dict().items() if name.startswith(keep)}
     _copy_into(model, ours, path)
-    return LoadReport(unused, metadata)
+    return LoadReport(unused, metadata, note)
+
+
+def _order_classes(
+    tensors: dict[str, tuple[str, Tensor]], notes: Mapping[str, Any], classes: Sequence[str], path: Path
+) -> str | None:
+    """Put the classifier's rows into the order of `classes`; a line for the user where there was anything to do."""
+    head = {name: tensors[name] for name in ("classifier.weight", "classifier.bias") if name in tensors}
+    known = known_classes(notes, path)
+    match = match_classes(known, classes, path)
+    for name, tensor in head.values():
+        if not tensor.dim() or len(tensor) != len(known or classes):
+            rows = len(tensor) if tensor.dim() else 0
+            what = f"notes {len(known)}" if known is not None else f"the data set has {len(classes)}"
+            raise CheckpointError(
+                f"{path}: {name} is for {rows} classes, {what}; use it with the classes of its training"
+            )
+    if match.order is not None:
+        rows_of = torch.tensor(match.order)
+        tensors |= {key: (name, tensor[rows_of]) for key, (name, tensor) in head.items()}
+    return match.note
+
+
+def known_classes(notes: Mapping[str, Any], path: Path) -> list[str] | None:
+    """The class names in a checkpoint's notes, None without any. Raises CheckpointError for what are no names."""
+    classes = notes.get("classes")
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{path}: gives its classes as {str(classes)[:60]!r}, not as a list of names")
+    return classes
 
 
 def _variant_of(name: str) -> str | None:
@@ -225,44 +253,35 @@ def _add_biases(tensors: dict[str, tuple[str, Tensor]], model: nn.Module) -> Non
             tensors[name] = (name, torch.zeros_like(tensor))
 
 
-def read_metadata(path: Path) -> dict[str, object]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The notes that `save_checkpoint` wrote beside the tensors; {} for a file of another kind."""
-    return _read(path)[1] if path.suffix == ".safetensors" else {}
+    return _own_notes(read_notes(path)) if path.suffix == ".safetensors" else {}
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Write the model's tensors and JSON-able notes as safetensors, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    notes = {k: json.dumps(v) for k, v in metadata.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-        temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata={"format": "pt", **notes})
-        os.replace(temporary, path)
-
-
-def clear_debris(folder: Path) -> None:
-    """Remove what killed processes left in `folder` of the files that they were saving; nobody else may save there."""
-    for left in folder.glob(".saving-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Write the model's tensors and JSON-able notes as safetensors with a checksum, whole or not at all. Raises
+    CheckpointError where that cannot be done."""
+    write_tensors(Path(path), model.state_dict(), metadata)
 
 
 def write_training_state(path: Path, state: Mapping[str, object]) -> None:
-    """Write what `--resume` needs (tensors and plain values), atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-        temporary = Path(folder) / path.name
-        with temporary.open("wb") as file:  # of its own accord torch calls a full disk a RuntimeError
-            torch.save(dict(state), file)
-        os.replace(temporary, path)
+    """Write what `--resume` needs (tensors and plain values) with a checksum, whole or not at all. Raises
+    CheckpointError where that cannot be done."""
+    write_pytorch(path, state)
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
-    """Read what `write_training_state` wrote. Raises CheckpointError where there is nothing to resume from."""
-    if not path.is_file():
+    """Read what `write_training_state` wrote. Raises CheckpointError where there is nothing to resume from, and for a
+    file that is damaged or of another kind."""
+    if fault_of_file(path) == NO_FILE:
         raise CheckpointError(f"{path}: nothing to resume from; start without --resume")
-    return _load_pytorch(path)
+    state = read_pytorch(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is no state of a training run; start without --resume")
+    for name, tensor in named_tensors(state):
+        if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; nothing can be resumed from it")
+    return state
 
 
 def load_imagenet(model: nn.Module, path: str | Path) -> LoadReport:

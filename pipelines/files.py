@@ -1,0 +1,111 @@
+"""Files on disk: which may be opened at all, and how one is written whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+NO_FILE = "no such file"
+# What writing leaves where it is killed; the second kind bears the process that wrote it.
+_DEBRIS = re.compile(r"\.saving-.+|\..+\.(?P<pid>\d{1,7})\.(tmp|part)")
+
+
+def fault_of_file(path: Path, most_bytes: int | None = None) -> str | None:
+    """Why `path` is not to be opened: not there, a folder, a pipe or a device, empty, over `most_bytes`. None where it
+    is a regular file, or a link to one."""
+    try:
+        found = path.stat()
+    except OSError as e:
+        return NO_FILE if isinstance(e, FileNotFoundError) else (e.strerror or str(e))
+    except ValueError:  # NUL, or a lone surrogate
+        return "no file can have this name"
+    if stat.S_ISDIR(found.st_mode):
+        return "is a folder, not a file"
+    if not stat.S_ISREG(found.st_mode):
+        return "is a pipe or a device, not a file"
+    if not found.st_size:
+        return "is empty"
+    if most_bytes is not None and found.st_size > most_bytes:
+        return f"has {found.st_size} bytes, more than {most_bytes}"
+    return None
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A new empty file in the folder of `path`, made where it is missing. The caller fills it and may move it away;
+    else it is removed. Its mode follows the umask. Raises OSError.
+
+    It is locked as long as its writer lives: `clear_debris` takes no other's, on whatever machine that runs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        temporary = path.with_name(f".saving-{os.getpid()}-{secrets.token_hex(4)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # a file system without locks: nobody clears there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # somebody cleared it before it was locked
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk: no power cut then leaves half of it under its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """A temporary file to fill, which takes the place of `path` when the block ends well, and is removed when not.
+    Raises OSError."""
+    with temporary_beside(path) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+
+
+def clear_debris(folder: Path) -> None:
+    """Remove what killed runs left half written in `folder` itself; never what a living process writes."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            debris = _DEBRIS.fullmatch(entry.name)
+            if debris is None or _lives(debris["pid"]):
+                continue
+            with suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    _remove_unlocked(entry.path)
+                elif entry.is_dir(follow_symlinks=False) and debris["pid"] is None:
+                    shutil.rmtree(entry.path)  # earlier versions wrote into folders of this name
+
+
+def _lives(pid: str | None) -> bool:
+    try:
+        if pid is not None:
+            os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid is not None
+
+
+def _remove_unlocked(path: str) -> None:
+    """Remove a file that nobody holds locked. Raises OSError where somebody does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
