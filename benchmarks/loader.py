@@ -1,8 +1,9 @@
-"""This project's CPU loader against the authors' way: `python benchmarks/loader.py --vp9 FILE … --h264 FILE …`.
+"""This project's CPU loader against torchcodec and the authors' way: `python benchmarks/loader.py --vp9 FILE …`.
 
 The authors' way: decord (where it is installed) or PyAV picks the frames, PIL crops, resizes and flips each of them,
 they are stacked, made float32 and normalised, in the worker processes of a torch DataLoader. Ours ends with uint8,
-because normalisation belongs to the network; so the authors' way is also timed without its last two steps. All get
+because normalisation belongs to the network; so the authors' way is also timed without its last two steps. torchcodec
+(where it is installed) decodes the same frames in one call, torch crops and resizes them to the same uint8. All get
 the same plans (training's), and what they return must agree before anything is timed. Ways take turns, clip by clip
 (CPU time of one thread) and epoch by epoch (clips/s of all cores), so that a busy machine slows all of them.
 """
@@ -22,6 +23,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -40,7 +42,12 @@ from tdn_bench.records import make_record, record_folder, write_record
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(-1, 1, 1)
 TOLERANCE = 4  # mean difference of a pixel, of 255: libraries differ in colour conversion and in rounding
-KINDS = {"vp9": ("libvpx-vp9", 427, 240, 48, 12), "h264": ("libx264", 340, 256, 300, 30)}
+KINDS = {
+    "vp9": ("libvpx-vp9", 427, 240, 48, 12),
+    "h264": ("libx264", 340, 256, 300, 30),
+    "mpeg4": ("mpeg4", 320, 240, 180, 25),
+}
+SUFFIXES = {"vp9": "webm", "h264": "mp4", "mpeg4": "avi"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Benchmark:
     """VP9 videos (Something-Something V2: 240 pixels high, some 48 frames); default: made ones."""
     h264: tuple[Path, ...] = ()
     """H.264 videos (Kinetics: short side 256, 300 frames); default: made ones."""
+    mpeg4: tuple[Path, ...] = ()
+    """MPEG-4 videos in AVI (UCF101: 320 × 240, some 180 frames); default: made ones."""
     rounds: int = 10
     """Times that every way takes each clip (in one thread), and epochs (on all cores)."""
     epoch_clips: int = 48
@@ -63,6 +72,7 @@ class Benchmark:
     """Folder for the record; default: runs/benchmarks. To publish: results/<machine>."""
 
 
+OPTIONS = {"vp9": {"crf": "32", "b": "0"}, "mpeg4": {"b": "1M", "g": "12"}}  # UCF101: a key frame in twelve
 Way = Callable[[ClipPlan], Tensor]
 
 
@@ -113,6 +123,23 @@ def authors(spec: ClipSpec, pick: Callable[[ClipPlan], list[Image.Image]], float
     return load
 
 
+def with_torchcodec(spec: ClipSpec) -> Way:
+    """uint8 (T·L, H, W, C), as a user of torchcodec would make it: one call for the frames, then torch."""
+    from torchcodec.decoders import VideoDecoder
+
+    def load(plan: ClipPlan) -> Tensor:
+        decoder = VideoDecoder(plan.video.path, num_ffmpeg_threads=1, dimension_order="NHWC")
+        frames = decoder.get_frames_at(indices=plan.wanted.tolist()).data
+        x, y, w, h = plan.crop
+        region = frames[:, y : y + h, x : x + w].permute(0, 3, 1, 2)
+        small = F.interpolate(region, (spec.size, spec.size), mode="bilinear", antialias=True)
+        small = small.flip(3) if plan.flip else small
+        order = np.searchsorted(plan.wanted, plan.frames.ravel())
+        return small.permute(0, 2, 3, 1)[torch.from_numpy(order)]
+
+    return load
+
+
 class Clips(Dataset):  # type: ignore[type-arg]
     """The authors' data set: a way applied to a list of plans."""
 
@@ -134,9 +161,9 @@ def make_videos(kind: str, folder: Path, count: int = 4) -> list[Path]:
     for number in range(count):
         coarse = rng.integers(0, 255, (height // 8 + 32, width // 8 + 64, 3), dtype=np.uint8)
         scene = np.asarray(Image.fromarray(coarse).resize((width + 480, height + 240), Image.Resampling.BICUBIC))
-        path = folder / f"{number}.{'webm' if kind == 'vp9' else 'mp4'}"
+        path = folder / f"{number}.{SUFFIXES[kind]}"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(encoder, rate=rate, options={"crf": "32", "b": "0"} if kind == "vp9" else {})
+            stream = container.add_stream(encoder, rate=rate, options=OPTIONS.get(kind, {}))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for i in range(frames):
                 x, y = (int(240 + 230 * np.sin(i / 40 + number)), int(120 + 110 * np.cos(i / 31)))
@@ -158,11 +185,14 @@ def read_videos(paths: Sequence[Path]) -> list[Video]:
 
 def check_agreement(found: Tensor, wanted: Tensor, name: str) -> float:
     """Mean difference of a pixel; raises UserError where two ways do not return the same frames."""
-    ordered = found.permute(0, 1, 4, 2, 3).flatten(0, 2).float()  # (T·L·C, H, W)
-    difference = ordered - (wanted * STD.repeat(len(wanted) // 3, 1, 1) + MEAN.repeat(len(wanted) // 3, 1, 1)) * 255
+    if wanted.dtype == torch.uint8:
+        difference = found.flatten(0, 1).float() - wanted.float()
+    else:
+        ordered = found.permute(0, 1, 4, 2, 3).flatten(0, 2).float()  # (T·L·C, H, W)
+        difference = ordered - (wanted * STD.repeat(len(wanted) // 3, 1, 1) + MEAN.repeat(len(wanted) // 3, 1, 1)) * 255
     mean = difference.abs().mean().item()
     if mean > TOLERANCE:
-        raise UserError(f"{name}: ours and the authors' way differ by {mean:.1f} of 255 a pixel: not the same frames")
+        raise UserError(f"{name}: it and ours differ by {mean:.1f} of 255 a pixel: not the same frames")
     return mean
 
 
@@ -220,11 +250,15 @@ def measure(kind: str, paths: Sequence[Path], config: Benchmark) -> tuple[dict[s
     ways: dict[str, Way] = {"ours": ours(spec)}
     for name, pick in pickers.items():
         ways |= {name: authors(spec, pick, True), f"{name}_uint8": authors(spec, pick, False)}
+    checked = list(pickers)
+    if importlib.util.find_spec("torchcodec"):
+        checked.append("torchcodec")
+        ways["torchcodec"] = with_torchcodec(spec)
     figures: dict[str, Any] = {
         "frames": statistics.median(v.file.num_frames for v in found),
         "keyframe_spacing": statistics.median(v.file.keyframe_spacing for v in found),
     }
-    for name in pickers:
+    for name in checked:
         figures[f"{name}_pixel_difference"] = max(
             check_agreement(ways["ours"](plan), ways[name](plan), name) for plan in plans[: len(found)]
         )
@@ -245,7 +279,7 @@ def measure(kind: str, paths: Sequence[Path], config: Benchmark) -> tuple[dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure both kinds and write a record."""
+    """Measure every kind and write a record."""
     import tyro
 
     config = tyro.cli(Benchmark, args=argv, prog="benchmarks/loader.py")
