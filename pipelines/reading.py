@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipelines.container import CUT_FROM_BYTES, UnreadableVideo, open_video, reason, video_packets
-from pipelines.decoding import FrameReader, Missed
+from pipelines.decoding import SKIPS_EXACTLY, Disordered, FrameReader, Missed
 from pipelines.frame_index import FrameIndex, Restart
+from pipelines.picture_headers import BY_CODEC, Stated
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -39,14 +40,18 @@ class Packets:
     end_s: float = 0.0  # when the last frame's time is over
     missing: int = 0  # MPEG-4: packets that hold no frame, less the second frames of others
     in_file_order: bool = True  # MPEG-4: no frame is stored before one that is shown earlier
+    stated: set[Stated] = field(default_factory=set)  # by packets of codecs that change sizes without a word elsewhere
 
     @classmethod
     def of(cls, container: InputContainer, stream: VideoStream) -> Packets:
         """Demultiplex the whole file, a packet at a time."""
         packets = cls()
         mpeg4 = stream.codec_context.name == "mpeg4"
+        header = BY_CODEC.get(stream.codec_context.name)
         for i, packet in enumerate(video_packets(container, stream)):
             packets._add(i, packet)
+            if header is not None:
+                packets.stated.update(header(bytes(packet)))
             if mpeg4:
                 packets._count_vops(packet)
         return packets
@@ -88,6 +93,7 @@ class Decoded:
 
     sums: dict[int, int] = field(default_factory=dict)  # of a part of the picture, by frame number
     sizes: set[tuple[int, int]] = field(default_factory=set)
+    colours: set[tuple[str, int, int]] = field(default_factory=set)  # pixel format, matrix, range
     first: VideoFrame | None = None
 
     def take(self, reader: FrameReader, wanted: np.ndarray, *, whole: bool = True) -> None:
@@ -102,6 +108,7 @@ class Decoded:
         other = Decoded()
         other.take(reader, wanted)
         self.sizes |= other.sizes
+        self.colours |= other.colours
         return all(self.sums.get(number, value) == value for number, value in other.sums.items())
 
     def _add(self, number: int, frame: VideoFrame) -> None:
@@ -111,6 +118,7 @@ class Decoded:
         if self.first is None:
             self.first = frame
         self.sizes.add((frame.width, frame.height))
+        self.colours.add((frame.format.name, frame.colorspace, frame.color_range))
         plane = frame.planes[0]  # lines of it: what lies between them is anything
         lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
         self.sums[number] = zlib.crc32(lines[:, : frame.width].tobytes())
@@ -135,7 +143,7 @@ def claimed_index(packets: Packets, container: InputContainer, stream: VideoStre
     # shows it by times that ascend in the file's order, though its decoder reorders frames.
     avi = container.format.name == "avi"
     guessed = avi or len(set(known)) < len(packets)
-    if guessed or (codec.has_b_frames and not any(packets.hidden) and known == sorted(known)):
+    if guessed or (codec.has_b_frames and known == sorted(known)):
         ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
         keys = packets.keys if ordered and packets.keys else [start]
         number = np.cumsum([0, *(not hidden for hidden in packets.hidden)])
@@ -158,7 +166,15 @@ def claimed_index(packets: Packets, container: InputContainer, stream: VideoStre
         dts = packets.dts[i]
         seek = dts if by_dts and dts is not None else int(pts[i])
         rows.append(Restart(int(np.searchsorted(times, pts[i])), leading, i, int(pts[i]), seek))
-    return FrameIndex(times, np.array(rows, np.int64), one_each=True)
+    # Where packets are missing, a decoder may lose or reorder others, and patches by what it was not told to skip
+    loses = bool(codec.has_b_frames) or codec.name in SKIPS_EXACTLY
+    return FrameIndex(times, np.array(rows, np.int64), one_each=not (loses and _has_gap(times)))
+
+
+def _has_gap(times: np.ndarray) -> bool:
+    """Whether there may have been more frames between some of these."""
+    steps = np.diff(times)
+    return len(steps) > 0 and bool(steps.max() > 1.5 * np.median(steps))
 
 
 def find_frames(path: str, container: InputContainer, stream: VideoStream, packets: Packets, level: Level) -> Frames:
@@ -177,14 +193,18 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
     if level == "sample" and not _is_suspect(packets, index, container, stream):
         found = _sample(container, stream, index, count)
     if found is None:
-        index, found = _decode_all(path, claimed, count)
+        index, found = _decode_all(path, packets, claimed, count)
         count = len(found.sums)
-    if not index.one_each or count != shown:
+    if index.times is None is not claimed.times:
+        oddities.append("times in another order than the frames'")
+    elif index.one_each < claimed.one_each or count != shown:
         oddities.append("packets that are no frames")
-    if len(index.restarts) < len(claimed.restarts):
+    if index.times is claimed.times and len(index.restarts) < len(claimed.restarts):
         oddities.append("key frames that are none")
-    if len(found.sizes) > 1:
+    if len(found.sizes | {(stated.width, stated.height) for stated in packets.stated}) > 1:
         oddities.append("pictures of several sizes")
+    if len(found.colours) > 1 or len({stated.colours for stated in packets.stated} - {None}) > 1:
+        oddities.append("pictures of several colours")
     assert found.first is not None
     return Frames(index, count, found.first, "; ".join(oddities))
 
@@ -195,6 +215,7 @@ def _is_suspect(packets: Packets, index: FrameIndex, container: InputContainer, 
     return (
         container.format.name in CUT_FROM_BYTES
         or packets.missing != 0
+        or not index.one_each
         or (codec.name in FIELD_CODED and codec.field_order > 1)
         or bool(index.restarts[0, 1:3].any())  # starts in the middle of a group, or with frames that lead it
         or (index.times is None and container.format.name != "avi")
@@ -221,22 +242,19 @@ def _sample(container: InputContainer, stream: VideoStream, index: FrameIndex, c
     return found
 
 
-def _decode_all(path: str, claimed: FrameIndex, count: int) -> tuple[FrameIndex, Decoded]:
+def _decode_all(path: str, packets: Packets, claimed: FrameIndex, count: int) -> tuple[FrameIndex, Decoded]:
     """The index of the frames that decoding from the start returns, with the key frames from which decoding gives the
     same frames."""
     import av
 
     whole = FrameIndex(claimed.times, claimed.restarts[:1], one_each=False)
-    # Without times frames are counted, and a packet may hold two.
-    most = np.arange(count if claimed.times is not None else 2 * count + 1)
-    found = Decoded()
-    with open_video(path) as (container, stream):
-        try:
-            found.take(FrameReader(container, stream, whole), most, whole=False)
-        except av.error.FFmpegError as e:
-            raise UnreadableVideo(f"frame {len(found.sums)} cannot be decoded: {reason(e)}") from e
-    if not found.sums:
-        raise UnreadableVideo("no frame can be decoded")
+    try:
+        found = _decode_whole(path, whole, count if whole.times is not None else 2 * count + 1)
+    except Disordered:
+        start = claimed.restart(0)
+        start = start._replace(frame=0, leading=0, stamp=packets.dts[start.packet] or 0)
+        whole = FrameIndex(None, np.array([start], np.int64), one_each=False)
+        return whole, _decode_whole(path, whole, 2 * len(packets) + 1)
     if len(found.sums) < count or (claimed.times is None and len(found.sums) != count):
         times = claimed.times
         if times is not None:
@@ -255,6 +273,23 @@ def _decode_all(path: str, claimed: FrameIndex, count: int) -> tuple[FrameIndex,
         except (Missed, UnreadableVideo, av.error.FFmpegError):
             continue
     return FrameIndex(claimed.times, claimed.restarts[holding], claimed.one_each), found
+
+
+def _decode_whole(path: str, index: FrameIndex, most: int) -> Decoded:
+    """All frames from the start, `most` at most: without times frames are counted, and a packet may hold two."""
+    import av
+
+    found = Decoded()
+    with open_video(path) as (container, stream):
+        try:
+            found.take(FrameReader(container, stream, index), np.arange(most), whole=False)
+        except Missed as e:
+            raise UnreadableVideo("its first key frame is none") from e
+        except av.error.FFmpegError as e:
+            raise UnreadableVideo(f"frame {len(found.sums)} cannot be decoded: {reason(e)}") from e
+    if not found.sums:
+        raise UnreadableVideo("no frame can be decoded")
+    return found
 
 
 def announced_duration_s(container: InputContainer, stream: VideoStream) -> float:
