@@ -19,7 +19,7 @@ def field_packets(frames: Sequence[Sequence[np.ndarray]]) -> Iterator[bytes]:
     """
     height, width = frames[0][0].shape
     assert height % 32 == 0 == width % 16
-    head = _nal(0x67, f"{77:08b}{0:08b}{30:08b}", 0, 0, 2, 1, "0", width // 16 - 1, height // 32 - 1, "001100")
+    head = _nal(0x67, f"{77:08b}{0:08b}{30:08b}", 0, 0, 2, 1, "0", width // 16 - 1, height // 32 - 1, "00100")
     head += _nal(0x68, 0, 0, "00", 0, 0, 0, "000", 0, 0, 0, "100")
     for number, planes in enumerate(frames):
         for lower in (0, 1):

@@ -140,9 +140,8 @@ def _look(frame: VideoFrame) -> dict[str, Any]:
     try:
         Scaler((0, 0, *coded), (8, 8), coded)(frame)
     except (av.error.FFmpegError, ValueError) as e:
-        raise UnreadableVideo(
-            f"its colours cannot be made RGB ({_MATRICES.get(frame.colorspace, frame.colorspace)})"
-        ) from e
+        numbers = f"matrix {frame.colorspace}, transfer {frame.color_trc} of H.273"
+        raise UnreadableVideo(f"its colours cannot be made RGB ({numbers})") from e
     mirrored, rotation = _orientation(frame.side_data.get("DISPLAYMATRIX"))
     width, height = coded[::-1] if rotation % 180 else coded
     matrix = "RGB" if frame.format.is_rgb else _MATRICES.get(frame.colorspace, f"matrix {frame.colorspace}")
