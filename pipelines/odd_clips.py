@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +65,17 @@ def draw_number(number: int, width: int, height: int) -> np.ndarray:
 
     The blocks fill the middle half of the centre square, from its left to its right edge.
     """
+    return _drawn(number % 256, width, height).copy()
+
+
+@lru_cache(128)
+def _drawn(number: int, width: int, height: int) -> np.ndarray:
     side = min(width, height)
     x = (np.arange(width) - (width - side) // 2) / side
     y = (np.arange(height)[:, None] - (height - side) // 2) / side
-    ones = np.unpackbits(np.array([number % 256], np.uint8)).reshape(2, 4)
+    ones = np.unpackbits(np.array([number], np.uint8)).reshape(2, 4)
     # Twelve frames a turn: neighbours differ clearly, and encoders still find the motion.
-    phase = 2 * np.pi * (number % 256) / 12
+    phase = 2 * np.pi * number / 12
     waves = [
         np.sin(2 * np.pi * (a * x + b * y) - c * phase) for a, b, c in ((1, 0.5, 1), (-0.5, 1, -1), (0.7, -0.7, 1))
     ]
@@ -261,6 +266,7 @@ class Case:
     def _encode(self, codec: Any) -> list[Packet]:
         import av
 
+        scaler = av.video.reformatter.VideoReformatter()
         packets: list[Packet] = []
         size = self.size
         for i in range(self.count):
@@ -270,8 +276,10 @@ class Case:
                 codec = av.CodecContext.create(self.encoder, "w")
                 codec.framerate, codec.options = RATE, self.options
                 self._set_up(codec, size)
-            frame = av.VideoFrame.from_ndarray(self._coded(i, size), format="rgb24").reformat(
+            frame = scaler.reformat(
+                av.VideoFrame.from_ndarray(self._coded(i, size), format="rgb24"),
                 format=self.pix_fmt,
+                threads=1,
                 dst_colorspace=self.matrix,
                 dst_color_range="JPEG" if self.full_range or self.pix_fmt.startswith("yuvj") else "MPEG",
             )
@@ -328,7 +336,7 @@ _ALT_REF = {"deadline": "realtime", "cpu-used": "7", "auto-alt-ref": "1", "lag-i
 _AV1 = {"preset": "8", "crf": "20", "g": "12", "svtav1-params": "lp=1"}  # faster presets draw false pictures
 _MJPEG = {"q": "3", "qmin": "3", "qmax": "3"}
 _MPEG4 = {"q": "2", "qmin": "2", "qmax": "2", "g": "12"}
-_H263 = {"q": "4", "qmin": "4", "qmax": "4", "g": "12"}  # of less it clips contrasts
+_H263 = {"q": "5", "qmin": "5", "qmax": "5", "g": "12"}  # by less it clips contrasts
 _UNEVEN: Any = {"tick": Fraction(1, 600), "shown_at": _uneven}
 _OPEN = _X264 | {"x264-params": "open-gop=1:scenecut=0"}
 _LONG = _X264 | {"g": "250", "x264-params": "scenecut=0"}

@@ -51,8 +51,9 @@ def test_every_frame_carries_its_number(clips: dict[str, OddClip], name: str) ->
     assert read_numbers(pictures) == list(clip.numbers)
     drawn = np.stack([draw_number(n, clip.width, clip.height) for n in clip.numbers])
     error = ((pictures.astype(float) - drawn) ** 2).mean((1, 2, 3)).max()
-    # a wrong colour matrix or range costs more, a smaller picture not as much
-    assert 10 * np.log10(255**2 / error) > (20 if "size_change" in name else 32)
+    # A wrong colour matrix or range costs more; smaller pictures and H.263's coarse steps cost most of it.
+    least_db = 20 if "size_change" in name else 30 if name == "h263_all_sync" else 32
+    assert 10 * np.log10(255**2 / error) > least_db
 
 
 def test_all_cases_are_made_or_excused(clips: dict[str, OddClip]) -> None:
