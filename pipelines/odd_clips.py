@@ -306,7 +306,7 @@ class FieldCase(Case):
         path = folder / self.name
         frames = [av.VideoFrame.from_ndarray(self._coded(i, self.size), format="rgb24") for i in range(self.count)]
         planes = [
-            [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
+            [np.frombuffer(memoryview(p), np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
             for frame in (frame.reformat(format="yuv420p") for frame in frames)
         ]
         packets = list(field_packets(planes))

@@ -120,10 +120,11 @@ def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
             timed = container.format.name != "avi"  # there FFmpeg makes times up
             times = np.sort([pts for pts in packets.shown if pts is not None]) if known is None and timed else known
             facts |= {"num_frames": frames.count, "index": frames.index.pack(), "oddity": frames.oddity}
-            facts["variable_rate"] = times is not None and _uneven(times, tick_s)
+            of_frames = known is not None or frames.index.one_each
+            facts["variable_rate"] = times is not None and of_frames and _uneven(times, tick_s)
             facts["keyframe_spacing"] = int(np.diff([*frames.index.restarts[:, 2], len(packets)]).max())
             if not frames.index.one_each and times is not None and len(times) > 1:  # else it is the packets'
-                facts["fps"] = round((len(times) - 1) / (float(times[-1] - times[0]) * tick_s), 6)
+                facts["fps"] = round((frames.count - 1) / (float(times[-1] - times[0]) * tick_s), 6)
             return VideoFile(**facts | _look(frames.first), status=_too_short(frames.count) or OK)
     except UnreadableVideo as e:
         return VideoFile(**facts, status=str(e))

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from math import radians, tan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _upright(frame: VideoFrame, size: tuple[int, int]) -> Image:
 
     picture = Image.fromarray(frame.to_ndarray(format="rgb24")).resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
     turn = np.array(struct.unpack("9i", bytes(matrix)))[[0, 1, 3, 4]]
