@@ -147,6 +147,53 @@ def test_other_claims(clips: dict[str, OddClip]) -> None:
         assert [stream.type for stream in container.streams] == ["audio", "video"]
 
 
+@pytest.mark.parametrize(
+    ("name", "matrix", "colour_range"),
+    [("vp9_bt709", 1, 1), ("vp9_bt2020", 9, 1), ("h264_bt2020", 9, 1), ("vp9_full_range", 2, 2)],
+)
+def test_colours(clips: dict[str, OddClip], name: str, matrix: int, colour_range: int) -> None:
+    frame = whole_decode(take(clips, name).path)[0]
+    assert (frame.colorspace, frame.color_range) == (matrix, colour_range)
+
+
+@pytest.mark.parametrize("name", ["vp8_size_change", "vp9_size_change", "h264_size_change"])
+def test_sizes(clips: dict[str, OddClip], name: str) -> None:
+    sizes = [(frame.width, frame.height) for frame in whole_decode(take(clips, name).path)]
+    assert sizes == [(160, 128)] * 18 + [(120, 96)] * 18
+
+
+@pytest.mark.parametrize(
+    ("name", "codecs", "covers"),
+    [
+        ("two_streams", ["vp8", "vp9"], [False, False]),
+        ("cover_first", ["mjpeg", "vp9"], [True, False]),
+        ("cover_last", ["vp9", "mjpeg"], [False, True]),
+    ],
+)
+def test_streams(clips: dict[str, OddClip], name: str, codecs: list[str], covers: list[bool]) -> None:
+    disposition = av.stream.Disposition
+    with av.open(str(take(clips, name).path)) as container:
+        videos = container.streams.video
+        assert [stream.codec_context.name for stream in videos] == codecs
+        assert [bool(stream.disposition & disposition.attached_pic) for stream in videos] == covers
+        if name == "two_streams":
+            assert [bool(stream.disposition & disposition.default) for stream in videos] == [False, True]
+
+
+def test_flags_and_packets(clips: dict[str, OddClip]) -> None:
+    for name in ("mpeg4_all_sync", "flv1_all_sync", "wmv2_all_sync", "h263_all_sync"):
+        clip = take(clips, name)
+        assert all(packet.is_keyframe for packet in packets_of(clip.path))
+        assert [frame.key_frame for frame in whole_decode(clip.path)] == [i % 12 == 0 for i in range(36)]
+    for name in ("h264_mid_group", "mpeg4_mid_group"):
+        assert [p.is_keyframe for p in packets_of(take(clips, name).path)].index(True) == 7
+    fields = take(clips, "h264_fields")
+    assert len(packets_of(fields.path)) == 2 * len(fields.numbers)
+    assert all(frame.interlaced_frame for frame in whole_decode(fields.path))
+    assert [p.size for p in packets_of(take(clips, "mpeg4_no_vops").path)].count(6) == 12
+    assert all(p.is_keyframe for p in packets_of(take(clips, "mjpeg_long").path))
+
+
 @given(
     st.integers(0, 255),
     st.integers(64, 400),
