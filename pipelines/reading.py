@@ -25,6 +25,7 @@ Level = Literal["sample", "all"]
 SAMPLE = 3  # frames that are decoded at the start and behind a key frame
 NEAR_START = 16  # packets: a key frame so near is compared with what decoding from the start gives
 FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
+PREDICTED, BOTH_WAYS = 2, 3  # FFmpeg's numbers of P- and B-frames
 _VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
 
 
@@ -206,6 +207,10 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
     if len(found.colours) > 1 or len({stated.colours for stated in packets.stated} - {None}) > 1:
         oddities.append("pictures of several colours")
     assert found.first is not None
+    if found.first.pict_type in (PREDICTED, BOTH_WAYS) and not (
+        found.first.key_frame or any(packets.hidden) or stream.codec_context.name in SKIPS_EXACTLY
+    ):  # those wait for a key frame themselves
+        raise UnreadableVideo("starts in the middle of a group of pictures, and marks others as key frames")
     return Frames(index, count, found.first, "; ".join(oddities))
 
 

@@ -254,6 +254,24 @@ def test_two_times_that_are_swapped_are_found_by_decoding_all(tmp_path: Path) ->
     assert decoded(path, scan_file(str(path)), list(range(16, 24))) == {}
 
 
+def started_late(packets: Packets) -> Packets:
+    """Without the first three packets, from time 0 on."""
+    for packet in packets:
+        packet.pts, packet.dts = packet.pts - 3, packet.dts - 3
+    return packets[3:]
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "mpeg4"), ("a.wmv", "wmv2"), ("a.flv", "flv")])
+def test_a_start_in_the_middle_of_a_group_behind_false_flags_is_refused(
+    tmp_path: Path, name: str, encoder: str
+) -> None:
+    """Decoders make grey pictures of its first frames."""
+    path = write(tmp_path / name, encoder, lambda packets: all_keys(started_late(packets)))
+    assert scan_file(str(path)).status.startswith("starts in the middle of a group of pictures")
+    right = write(tmp_path / name, encoder, started_late)
+    assert scan_file(str(right)).num_frames == COUNT - GROUP
+
+
 # ---- packets that are no frames
 
 
