@@ -25,6 +25,7 @@ Level = Literal["sample", "all"]
 SAMPLE = 3  # frames that are decoded at the start and behind a key frame
 NEAR_START = 16  # packets: a key frame so near is compared with what decoding from the start gives
 FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
+REORDERED = 34  # packets: 16 frames at most are shown behind one that is stored after them, of two fields each
 PREDICTED, BOTH_WAYS = 2, 3  # FFmpeg's numbers of P- and B-frames
 _VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
 
@@ -143,7 +144,7 @@ def claimed_index(packets: Packets, container: InputContainer, stream: VideoStre
     # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from an AVI
     # shows it by times that ascend in the file's order, though its decoder reorders frames.
     avi = container.format.name == "avi"
-    guessed = avi or len(set(known)) < len(packets)
+    guessed = avi or len(set(known)) < len(packets) or _start_again(np.array(known), packets.keys)
     if guessed or (codec.has_b_frames and known == sorted(known)):
         ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
         keys = packets.keys if ordered and packets.keys else [start]
@@ -170,6 +171,12 @@ def claimed_index(packets: Packets, container: InputContainer, stream: VideoStre
     # Where packets are missing, a decoder may lose or reorder others, and patches by what it was not told to skip
     loses = bool(codec.has_b_frames) or codec.name in SKIPS_EXACTLY
     return FrameIndex(times, np.array(rows, np.int64), one_each=not (loses and _has_gap(times)))
+
+
+def _start_again(pts: np.ndarray, keys: list[int]) -> bool:
+    """Whether times go back by more than any decoder reorders frames: a clock that ran over, or files joined."""
+    back = pts[REORDERED:] < np.maximum.accumulate(pts)[:-REORDERED] if len(pts) > REORDERED else np.array([])
+    return bool(back.any() or (pts[keys] < pts[keys[:1]]).any())
 
 
 def _has_gap(times: np.ndarray) -> bool:

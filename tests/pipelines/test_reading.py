@@ -43,7 +43,7 @@ def write(
     size: tuple[int, int] = SIZE,
     first: int = 0,
     count: int = COUNT,
-    template: Path | None = None,
+    muxer: dict[str, str] | None = None,
     transfer: int | None = None,
     matrix: int | None = None,
     **options: str,
@@ -51,7 +51,7 @@ def write(
     """Numbered pictures; `change` may change, add and drop packets before they are written."""
     if not has_encoder(encoder):
         pytest.skip(f"this FFmpeg has no encoder {encoder}")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(encoder, rate=12, options=OPTIONS.get(encoder, {"g": str(GROUP)}) | options)
         codec = stream.codec_context
         codec.width, codec.height = size
@@ -224,6 +224,12 @@ def times_of_decoding(packets: Packets) -> Packets:
     return packets
 
 
+def a_day_later(packets: Packets) -> Packets:
+    for packet in packets:
+        packet.pts, packet.dts = packet.pts + 12 * 86400, packet.dts + 12 * 86400
+    return packets
+
+
 def negative(packets: Packets) -> Packets:
     for packet in packets:
         packet.pts, packet.dts = packet.pts - 5, packet.dts - 5
@@ -239,6 +245,21 @@ def one_time_twice(packets: Packets) -> Packets:
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.flv"])
 def test_lost_packets_and_odd_times(tmp_path: Path, name: str, change: Callable[[Packets], Packets]) -> None:
     check(write(tmp_path / name, "libx264", change, bf="2"))
+
+
+def test_times_that_start_again(tmp_path: Path) -> None:
+    """A clock that runs over (Ogg's for VP8 has 32 bits), and a Matroska file whose later clusters are set back."""
+    check(write(tmp_path / "a.ogg", "libvpx", negative))
+    late = {"cluster_time_limit": "1000"}
+    path = write(tmp_path / "a.mkv", "libx264", a_day_later, muxer=late, bf="2")
+    mark = b"\x1f\x43\xb6\x75"
+    head, first, *later = path.read_bytes().split(mark)
+    assert later
+    assert all(cluster.count(b"\xe7\x84") for cluster in later)  # a time of four bytes
+    at = [cluster.index(b"\xe7\x84") + 2 for cluster in later]
+    back = [cluster[:i] + b"\0" + cluster[i + 1 :] for cluster, i in zip(later, at, strict=True)]
+    path.write_bytes(mark.join([head, first, *back]))
+    check(path)
 
 
 def test_two_times_that_are_swapped_are_found_by_decoding_all(tmp_path: Path) -> None:
