@@ -142,10 +142,11 @@ def claimed_index(packets: Packets, container: InputContainer, stream: VideoStre
     start = packets.keys[0] if packets.keys else 0
     known = [pts for pts in packets.pts if pts is not None]
     # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from an AVI
-    # shows it by times that ascend in the file's order, though its decoder reorders frames.
+    # shows it by times that ascend in the file's order, though its decoder reorders frames. Times may be out of order
+    # where the decoder reorders none, too.
     avi = container.format.name == "avi"
     guessed = avi or len(set(known)) < len(packets) or _start_again(np.array(known), packets.keys)
-    if guessed or (codec.has_b_frames and known == sorted(known)):
+    if guessed or bool(codec.has_b_frames) == (known == sorted(known)):
         ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
         keys = packets.keys if ordered and packets.keys else [start]
         number = np.cumsum([0, *(not hidden for hidden in packets.hidden)])
@@ -203,7 +204,7 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
     if found is None:
         index, found = _decode_all(path, packets, claimed, count)
         count = len(found.sums)
-    if index.times is None is not claimed.times:
+    if index.times is None and container.format.name != "avi":
         oddities.append("times in another order than the frames'")
     elif index.one_each < claimed.one_each or count != shown:
         oddities.append("packets that are no frames")

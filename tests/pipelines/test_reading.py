@@ -262,6 +262,19 @@ def test_times_that_start_again(tmp_path: Path) -> None:
     check(path)
 
 
+@pytest.mark.parametrize(("name", "encoder"), [("a.mkv", "mjpeg"), ("a.mp4", "libvpx-vp9")])
+def test_times_out_of_order_where_nothing_is_reordered(tmp_path: Path, name: str, encoder: str) -> None:
+    def shuffle(packets: Packets) -> Packets:
+        times = [packet.pts for packet in packets[9:]]
+        np.random.default_rng(0).shuffle(times)
+        for packet, time in zip(packets[9:], sorted(times[:4]) + times[4:], strict=True):
+            packet.pts = max(time, packet.dts)
+        return packets
+
+    path = write(tmp_path / name, encoder, shuffle)
+    assert check(path).oddity == "times in another order than the frames'"
+
+
 def test_two_times_that_are_swapped_are_found_by_decoding_all(tmp_path: Path) -> None:
     """The sample looks elsewhere; then the reader finds it where it passes both, and refuses."""
 
