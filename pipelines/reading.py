@@ -205,7 +205,7 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
         index, found = _decode_all(path, packets, claimed, count)
         count = len(found.sums)
     if index.times is None and container.format.name != "avi":
-        oddities.append("times in another order than the frames'")
+        oddities.append("times that do not tell the order of frames")
     elif index.one_each < claimed.one_each or count != shown:
         oddities.append("packets that are no frames")
     if index.times is claimed.times and len(index.restarts) < len(claimed.restarts):
