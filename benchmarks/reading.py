@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("sample", "all"):
         figures[f"{name}_to_container"] = sum(samples[f"{name}_ms"]) / sum(samples["container_ms"])
     with tempfile.TemporaryDirectory() as folder:
-        clips = {f"clip_of_{n}_ms": clip_at_end(make_video(Path(folder, f"{n}.mp4"), n)) for n in (1000, config.long_frames)}
+        clips = {
+            f"clip_of_{n}_ms": clip_at_end(make_video(Path(folder, f"{n}.mp4"), n)) for n in (1000, config.long_frames)
+        }
         before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = quickest_ms(clips, max(config.rounds, 10))
         figures |= found | {"long_to_short": found[f"clip_of_{config.long_frames}_ms"] / found["clip_of_1000_ms"]}

@@ -52,8 +52,8 @@ def open_video(path: str, *, strict: bool = True) -> Iterator[tuple[InputContain
     av.logging.set_libav_level(av.logging.FATAL)  # what is wrong is raised; a thousand lines on stderr help nobody
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        # metadata_errors: some HMDB51 files hold tags that are not UTF-8
-        container = av.open(path, options=options, metadata_errors="replace")
+        # A relative name may read like a protocol's; some HMDB51 files hold tags that are not UTF-8
+        container = av.open(os.path.abspath(path), options=options, metadata_errors="replace")
     except av.error.ArgumentError as e:  # how FFmpeg answers for a demuxer that is not on the list
         raise UnreadableVideo("not a video container (a playlist, a picture or a text is not opened)") from e
     with container:

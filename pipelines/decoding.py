@@ -31,6 +31,10 @@ class Missed(Exception):
     """Decoding from a restart did not begin with the key frame that the index names."""
 
 
+class Disordered(UnreadableVideo):
+    """The decoder returns frames in another order than their times, which say what is which no longer."""
+
+
 def decode_frames(
     path: str, index: FrameIndex, wanted: np.ndarray, lap: Callable[[str], None] = lambda stage: None
 ) -> Iterator[Numbered]:
@@ -51,7 +55,7 @@ def decode_frames(
                 left.discard(number)
                 yield number, frame
     if left and reader.takes_short_cuts:
-        with open_video(path) as (container, stream):
+        with open_video(path) as (container, stream), suppress(Missed):
             for number, frame in FrameReader(container, stream, index.from_start(), lap).frames(wanted, skip=False):
                 if number in left:
                     left.discard(number)
@@ -82,8 +86,8 @@ class FrameReader:
         return len(self._index.restarts) > 1 or skips
 
     def frames(self, wanted: np.ndarray, *, skip: bool = True) -> Iterator[Numbered]:
-        """As `decode_frames`, from this container alone. Raises Missed where a restart is not what it should be.
-        `skip`: leave out frames that are not wanted, where that changes no other."""
+        """As `decode_frames`, from this container alone. Raises Missed where a restart is not what it should be, and
+        Disordered. `skip`: leave out frames that are not wanted, where that changes no other."""
         for restart, numbers in self._index.runs(wanted):
             yield from self._run(restart, numbers, skip)
 
@@ -95,13 +99,17 @@ class FrameReader:
         wanted = set(numbers)
         waiting = len(wanted)  # for their packets
         fed = out = 0
+        last = -1
 
         def numbered(frames: list[VideoFrame]) -> Iterator[Numbered]:
-            nonlocal out
+            nonlocal out, last
             for frame in frames:
                 number = index.number_at.get(frame.pts, -1) if timed else restart.frame + out  # type: ignore[arg-type]
                 if from_middle and not out and number == restart.frame and not _is_key(frame):
                     raise Missed
+                if 0 <= number < last:
+                    raise Disordered(f"frames {number} and {last} come in another order than their times")
+                last = max(last, number)
                 out += 1
                 if number in wanted:
                     yield number, frame

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipelines.container import CUT_FROM_BYTES, UnreadableVideo, open_video, reason, video_packets
-from pipelines.decoding import FrameReader, Missed
+from pipelines.decoding import SKIPS_EXACTLY, Disordered, FrameReader, Missed
 from pipelines.frame_index import FrameIndex, Restart
+from pipelines.picture_headers import BY_CODEC, Stated
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -24,8 +25,9 @@ Level = Literal["sample", "all"]
 SAMPLE, SAMPLE_OF_LARGE = 2, 1  # frames that are decoded at the start, and from the last key frame on
 LARGE_PIXELS = 500_000
 NEAR_START = 4  # packets: where the second key frame is so near, what it gives is compared with decoding from the start
-_B = 3  # FFmpeg's AV_PICTURE_TYPE_B
 FIELD_CODED = frozenset({"h264", "hevc", "mpeg2video", "vc1"})  # may hold two packets for the fields of one frame
+REORDERED = 34  # packets: 16 frames at most are shown behind one that is stored after them, of two fields each
+PREDICTED, BOTH_WAYS = 2, 3  # FFmpeg's numbers of P- and B-frames
 _VOP, _EMPTY_VOP_BYTES = b"\0\0\1\xb6", 8  # of MPEG-4 part 2; no coded one is as short in a picture of 64 × 64
 
 
@@ -41,6 +43,7 @@ class Packets:
     end: int = 0  # when the last frame's time is over, in ticks
     missing: int = 0  # MPEG-4: packets that stand for no frame, nor for the second one of a packet before
     in_file_order: bool = True  # MPEG-4: no frame is stored before one that is shown earlier
+    stated: set[Stated] = field(default_factory=set)  # by packets of codecs that change sizes without a word elsewhere
     _packed: bool = False  # a packet held two frames: the decoder is one behind, until an empty one
 
     @classmethod
@@ -48,8 +51,11 @@ class Packets:
         """Demultiplex the whole file, a packet at a time."""
         packets = cls()
         mpeg4 = stream.codec_context.name == "mpeg4"
+        header = BY_CODEC.get(stream.codec_context.name)
         for i, packet in enumerate(video_packets(container, stream)):
             packets._add(i, packet)
+            if header is not None:
+                packets.stated.update(header(bytes(packet)))
             if mpeg4:
                 packets._count_vops(packet)
         return packets
@@ -92,6 +98,7 @@ class Decoded:
     sums: dict[int, int] = field(default_factory=dict)  # of a part of the picture, by frame number
     sizes: set[tuple[int, int]] = field(default_factory=set)
     has_b_frames: bool = False
+    colours: set[tuple[str, int, int]] = field(default_factory=set)  # pixel format, matrix, range
     first: VideoFrame | None = None
 
     def take(self, reader: FrameReader, wanted: np.ndarray, *, whole: bool = True) -> None:
@@ -106,6 +113,7 @@ class Decoded:
         other = Decoded()
         other.take(reader, wanted)
         self.sizes |= other.sizes
+        self.colours |= other.colours
         return all(self.sums.get(number, value) == value for number, value in other.sums.items())
 
     def _add(self, number: int, frame: VideoFrame) -> None:
@@ -115,7 +123,8 @@ class Decoded:
         if self.first is None:
             self.first = frame
         self.sizes.add((frame.width, frame.height))
-        self.has_b_frames |= int(frame.pict_type) == _B
+        self.has_b_frames |= int(frame.pict_type) == BOTH_WAYS
+        self.colours.add((frame.format.name, frame.colorspace, frame.color_range))
         plane = frame.planes[0]  # lines of it: what lies between them is anything
         lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
         self.sums[number] = zlib.crc32(lines[::8, : frame.width].tobytes())
@@ -142,11 +151,13 @@ def claimed_index(
     known = [pts for pts in packets.pts if pts is not None]
     # In AVI times are guessed, and wrong with B-frames: there the order of decoding counts. A file copied from an AVI
     # shows it by times that ascend in the file's order, though its decoder reorders frames. So do files whose encoder
-    # had no use for B-frames; in MP4 their times of decoding differ.
+    # had no use for B-frames; in MP4 their times of decoding differ. Times may be out of order where the decoder
+    # reorders none, too.
     avi = container.format.name == "avi"
-    guessed = avi or len(set(known)) < len(packets)
-    copied = codec.has_b_frames and not any(packets.hidden) and known == sorted(known) and not in_order
-    if guessed or (copied and not (container.format.name.startswith("mov") and known != packets.dts)):
+    guessed = avi or len(set(known)) < len(packets) or _start_again(np.array(known), packets.keys)
+    ascend = known == sorted(known)
+    told = in_order or (container.format.name.startswith("mov") and known != packets.dts)
+    if guessed or (ascend and codec.has_b_frames and not told) or not (ascend or codec.has_b_frames):
         ordered = avi and packets.in_file_order and (codec.name == "mpeg4" or not codec.codec.reorder)
         keys = packets.keys if ordered and packets.keys else [start]
         number = np.cumsum([0, *(not hidden for hidden in packets.hidden)])
@@ -169,7 +180,21 @@ def claimed_index(
         dts = packets.dts[i]
         seek = dts if by_dts and dts is not None else int(pts[i])
         rows.append(Restart(int(np.searchsorted(times, pts[i])), leading, i, int(pts[i]), seek))
-    return FrameIndex(times, np.array(rows, np.int64), one_each=True)
+    # Where packets are missing, a decoder may lose or reorder others, and patches by what it was not told to skip
+    loses = bool(codec.has_b_frames) or codec.name in SKIPS_EXACTLY
+    return FrameIndex(times, np.array(rows, np.int64), one_each=not (loses and _has_gap(times)))
+
+
+def _start_again(pts: np.ndarray, keys: list[int]) -> bool:
+    """Whether times go back by more than any decoder reorders frames: a clock that ran over, or files joined."""
+    back = pts[REORDERED:] < np.maximum.accumulate(pts)[:-REORDERED] if len(pts) > REORDERED else np.array([])
+    return bool(back.any() or (pts[keys] < pts[keys[:1]]).any())
+
+
+def _has_gap(times: np.ndarray) -> bool:
+    """Whether there may have been more frames between some of these."""
+    steps = np.diff(times)
+    return len(steps) > 0 and bool(steps.max() > 1.5 * np.median(steps))
 
 
 def find_frames(path: str, container: InputContainer, stream: VideoStream, packets: Packets, level: Level) -> Frames:
@@ -189,18 +214,26 @@ def find_frames(path: str, container: InputContainer, stream: VideoStream, packe
         found = _sample(container, stream, index, count)
     decoded: Level = "sample"
     if found is None:
-        decoded, (index, found) = "all", _decode_all(path, claimed, count)
+        decoded, (index, found) = "all", _decode_all(path, packets, claimed, count)
         timed = claimed_index(packets, container, stream, in_order=not found.has_b_frames)
         if claimed.times is None and timed.times is not None:
-            claimed, (index, found) = timed, _decode_all(path, timed, count)
+            claimed, (index, found) = timed, _decode_all(path, packets, timed, count)
         count = len(found.sums)
-    if not index.one_each or count != shown:
+    if index.times is None and container.format.name != "avi":
+        oddities.append("times that do not tell the order of frames")
+    elif index.one_each < claimed.one_each or count != shown:
         oddities.append("packets that are no frames")
-    if len(index.restarts) < len(claimed.restarts):
+    if index.times is claimed.times and len(index.restarts) < len(claimed.restarts):
         oddities.append("key frames that are none")
-    if len(found.sizes) > 1:
+    if len(found.sizes | {(stated.width, stated.height) for stated in packets.stated}) > 1:
         oddities.append("pictures of several sizes")
+    if len(found.colours) > 1 or len({stated.colours for stated in packets.stated} - {None}) > 1:
+        oddities.append("pictures of several colours")
     assert found.first is not None
+    if found.first.pict_type in (PREDICTED, BOTH_WAYS) and not (
+        found.first.key_frame or any(packets.hidden) or stream.codec_context.name in SKIPS_EXACTLY
+    ):  # those wait for a key frame themselves
+        raise UnreadableVideo("starts in the middle of a group of pictures, and marks others as key frames")
     return Frames(index, count, found.first, "; ".join(oddities), decoded)
 
 
@@ -210,6 +243,7 @@ def _is_suspect(packets: Packets, index: FrameIndex, container: InputContainer, 
     return (
         container.format.name in CUT_FROM_BYTES
         or packets.missing != 0
+        or not index.one_each
         or (codec.name in FIELD_CODED and codec.field_order > 1)
         or bool(index.restarts[0, 1:3].any())  # starts in the middle of a group, or with frames that lead it
         or (index.times is None and container.format.name != "avi")
@@ -237,22 +271,19 @@ def _sample(container: InputContainer, stream: VideoStream, index: FrameIndex, c
     return found
 
 
-def _decode_all(path: str, claimed: FrameIndex, count: int) -> tuple[FrameIndex, Decoded]:
+def _decode_all(path: str, packets: Packets, claimed: FrameIndex, count: int) -> tuple[FrameIndex, Decoded]:
     """The index of the frames that decoding from the start returns, with the key frames from which decoding gives the
     same frames."""
     import av
 
     whole = FrameIndex(claimed.times, claimed.restarts[:1], one_each=False)
-    # Without times frames are counted, and a packet may hold two.
-    most = np.arange(count if claimed.times is not None else 2 * count + 1)
-    found = Decoded()
-    with open_video(path) as (container, stream):
-        try:
-            found.take(FrameReader(container, stream, whole), most, whole=False)
-        except av.error.FFmpegError as e:
-            raise UnreadableVideo(f"frame {len(found.sums)} cannot be decoded: {reason(e)}") from e
-    if not found.sums:
-        raise UnreadableVideo("no frame can be decoded")
+    try:
+        found = _decode_whole(path, whole, count if whole.times is not None else 2 * count + 1)
+    except Disordered:
+        start = claimed.restart(0)
+        start = start._replace(frame=0, leading=0, stamp=packets.dts[start.packet] or 0)
+        whole = FrameIndex(None, np.array([start], np.int64), one_each=False)
+        return whole, _decode_whole(path, whole, 2 * len(packets) + 1)
     if len(found.sums) < count or (claimed.times is None and len(found.sums) != count):
         times = claimed.times
         if times is not None:
@@ -271,6 +302,23 @@ def _decode_all(path: str, claimed: FrameIndex, count: int) -> tuple[FrameIndex,
         except (Missed, UnreadableVideo, av.error.FFmpegError):
             continue
     return FrameIndex(claimed.times, claimed.restarts[holding], claimed.one_each), found
+
+
+def _decode_whole(path: str, index: FrameIndex, most: int) -> Decoded:
+    """All frames from the start, `most` at most: without times frames are counted, and a packet may hold two."""
+    import av
+
+    found = Decoded()
+    with open_video(path) as (container, stream):
+        try:
+            found.take(FrameReader(container, stream, index), np.arange(most), whole=False)
+        except Missed as e:
+            raise UnreadableVideo("its first key frame is none") from e
+        except av.error.FFmpegError as e:
+            raise UnreadableVideo(f"frame {len(found.sums)} cannot be decoded: {reason(e)}") from e
+    if not found.sums:
+        raise UnreadableVideo("no frame can be decoded")
+    return found
 
 
 def announced_duration_s(container: InputContainer, stream: VideoStream) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 PLANAR = frozenset({"yuv420p", "yuvj420p"})
+PLANAR_SHRINKS = 1.5  # at most; larger pictures take so long to decode that exactness costs little
 _CHROMA_AT, _PIXEL = 128, 256  # a chroma sample lies between two pixels, in 1/256 of one
 
 
@@ -19,7 +19,7 @@ class Scaler:
     """Crops a box of the coded picture, resizes it (bilinear, antialiased) to `size` (width, height), converts to RGB;
     `mirror` swaps left and right then.
 
-    8-bit 4:2:0, what nearly all videos are, is resized plane by plane and then converted, by the scaler's vector code:
+    8-bit 4:2:0 that is not shrunk by much is resized plane by plane and then converted, by the scaler's vector code:
     three to four times as fast as its exact way, which all else goes, and on average less than a level from it. A
     picture of another size than `coded` (width, height) is taken as a player shows it, scaled to that size. Raises
     av.error.FFmpegError for colours that FFmpeg cannot convert.
@@ -59,6 +59,14 @@ class Scaler:
         left, top = min(left, frame.width - 1), min(top, frame.height - 1)
         return left, top, max(right - left, 1), max(bottom - top, 1)
 
+    def _keeps_chroma(self, width: int, height: int) -> bool:
+        """Whether a part of that size loses little where its chroma is resized to half the final size; and whether the
+        quick conversion takes that."""
+        return all(
+            most % 2 == 0 and size <= PLANAR_SHRINKS * most
+            for size, most in zip((width, height), self._size, strict=True)
+        )
+
     def _graph(self, frame: VideoFrame) -> Any:
         import av
 
@@ -66,7 +74,7 @@ class Scaler:
         width, height = self._size
         crop = ("crop", f"{w}:{h}:{x}:{y}:exact=1")
         resize = f"{width}:{height}:flags=bilinear"
-        if frame.format.name in PLANAR and (w, h) != self._size:
+        if frame.format.name in PLANAR and self._keeps_chroma(w, h) and ((w, h) != self._size or not (x % 2 or y % 2)):
             # At odd places the crop's first chroma sample lies half a sample outside of it.
             left, top = (_CHROMA_AT - _PIXEL * (at % 2) for at in (x, y))
             nodes = [crop, ("scale", f"{resize}:in_h_chr_pos={left}:in_v_chr_pos={top}"), ("format", frame.format.name)]
@@ -74,8 +82,10 @@ class Scaler:
             nodes = [*_whole_chroma(frame, (x, y, w, h)), ("scale", f"{resize}+full_chroma_int"), ("format", "rgb24")]
         graph = av.filter.Graph()
         graph.threads = 1  # clips run in parallel
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+        source = graph.add(  # with its colours: else the scaler turns them into those that it takes for granted
+            "buffer",
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+            f":colorspace={frame.colorspace:d}:range={frame.color_range:d}",
         )
         ends = [("hflip", "")] * self._mirror + [("buffersink", "")]
         made = [graph.add(name, options) for name, options in (*nodes, *ends)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TRUNCATED_SHARE = 0.9  # less of the announced duration than this is a cut file, not a rounding of its header
 SLANT = 0.0175  # the tangent of 1°: FFmpeg's own tolerance
-_USUAL_FORMATS, _USUAL_MATRICES = {"yuv420p", "yuvj420p"}, {1, 2, 5, 6}  # need no trial
+_USUAL_FORMATS, _USUAL = {"yuv420p", "yuvj420p"}, {1, 2, 5, 6}  # matrices and transfers of H.273 that need no trial
 # Of H.273, by its numbers; 2 is "not said".
 _MATRICES = {1: "BT.709", 2: "", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020", 10: "BT.2020"}
 
@@ -123,10 +123,11 @@ def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
             times = np.sort([pts for pts in packets.shown if pts is not None]) if known is None and timed else known
             facts |= {"num_frames": frames.count, "index": frames.index.pack(), "oddity": frames.oddity}
             facts["decoded"] = frames.decoded
-            facts["variable_rate"] = times is not None and _uneven(times, tick_s)
+            of_frames = known is not None or frames.index.one_each
+            facts["variable_rate"] = times is not None and of_frames and _uneven(times, tick_s)
             facts["keyframe_spacing"] = int(np.diff([*frames.index.restarts[:, 2], len(packets)]).max())
             if not frames.index.one_each and times is not None and len(times) > 1:  # else it is the packets'
-                facts["fps"] = round((len(times) - 1) / (float(times[-1] - times[0]) * tick_s), 6)
+                facts["fps"] = round((frames.count - 1) / (float(times[-1] - times[0]) * tick_s), 6)
             return VideoFile(**facts | _look(frames.first), status=_too_short(frames.count) or OK)
     except UnreadableVideo as e:
         return VideoFile(**facts, status=str(e))
@@ -141,12 +142,11 @@ def _look(frame: VideoFrame) -> dict[str, Any]:
 
     coded = frame.width, frame.height
     try:
-        if frame.format.name not in _USUAL_FORMATS or frame.colorspace not in _USUAL_MATRICES:
+        if frame.format.name not in _USUAL_FORMATS or not {frame.colorspace, frame.color_trc} <= _USUAL:
             Scaler((0, 0, *coded), (8, 8), coded)(frame)
     except (av.error.FFmpegError, ValueError) as e:
-        raise UnreadableVideo(
-            f"its colours cannot be made RGB ({_MATRICES.get(frame.colorspace, frame.colorspace)})"
-        ) from e
+        numbers = f"matrix {frame.colorspace}, transfer {frame.color_trc} of H.273"
+        raise UnreadableVideo(f"its colours cannot be made RGB ({numbers})") from e
     mirrored, rotation = _orientation(frame.side_data.get("DISPLAYMATRIX"))
     width, height = coded[::-1] if rotation % 180 else coded
     matrix = "RGB" if frame.format.is_rgb else _MATRICES.get(frame.colorspace, f"matrix {frame.colorspace}")

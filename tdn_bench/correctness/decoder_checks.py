@@ -172,6 +172,7 @@ def check_scan(clip: OddClip, video: Video, truth: Truth) -> list[str]:
         "width": (file.width, clip.width),
         "height": (file.height, clip.height),
         "rotation": (file.rotation, clip.rotation),
+        "mirrored": (file.mirrored, clip.mirrored),
         "variable rate": (file.variable_rate, truth.variable_rate),
     }
     return [f"{fact} {said}, not {true}" for fact, (said, true) in found.items() if said != true]

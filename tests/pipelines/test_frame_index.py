@@ -42,25 +42,28 @@ def streams(draw: st.DrawFn) -> list[tuple[int, bool, set[int]]]:
 
 @dataclass
 class Codec:
-    """Decodes a packet where it holds all that the packet refers to, and fails as a strict decoder does elsewhere."""
+    """Decodes a packet where it holds all that the packet refers to, and fails as a strict decoder does elsewhere.
+    Frames come out at the end, in the order of their times."""
 
     refers: list[set[int]]
     held: set[int] = field(default_factory=set)
+    waiting: list[Any] = field(default_factory=list)
     fed: int = 0
     name: str = "made up"
     has_b_frames: bool = True
     skip_frame: str = "DEFAULT"
 
     def flush_buffers(self) -> None:
-        self.held = set()
+        self.held, self.waiting = set(), []
 
     def decode(self, packet: Any) -> list[Any]:
         if packet is None:
-            return []
+            return sorted(self.waiting, key=lambda frame: frame.pts)
         self.fed += 1
         assert self.refers[packet.place] <= self.held, "a packet is decoded without one that it refers to"
         self.held.add(packet.place)
-        return [SimpleNamespace(pts=packet.pts, key_frame=packet.is_keyframe)]
+        self.waiting.append(SimpleNamespace(pts=packet.pts, key_frame=packet.is_keyframe))
+        return []
 
 
 @dataclass

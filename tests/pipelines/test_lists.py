@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipelines.annotations import Annotations, read_lists
@@ -106,6 +106,7 @@ def test_what_cannot_be_read_in_one_way_is_refused(tmp_path: Path, text: str, th
 
 @given(st.lists(st.tuples(PATHS, LABELS), min_size=1), st.booleans(), st.sampled_from(",\t"))
 def test_tables_of_other_programs_read_back(rows: list[tuple[str, int]], counted: bool, separator: str) -> None:
+    assume(separator == "," or all(path.strip(",") for path, _ in rows))  # ",\t0" may be anything, and is refused
     text = io.StringIO(newline="")
     if separator == ",":
         csv.writer(text).writerows((path, 30, label) if counted else (path, label) for path, label in rows)

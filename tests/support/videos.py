@@ -8,7 +8,15 @@ import pytest
 
 from pipelines.odd_clips import numbered_frames, read_numbers, stretched_frames
 
-__all__ = ["flat_frames", "has_encoder", "numbered_frames", "read_numbers", "stretched_frames", "write_video"]
+__all__ = [
+    "flat_frames",
+    "has_encoder",
+    "numbered_frames",
+    "read_numbers",
+    "stretched_frames",
+    "whole_decode",
+    "write_video",
+]
 
 
 def has_encoder(name: str) -> bool:
@@ -17,6 +25,17 @@ def has_encoder(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def whole_decode(path: Path) -> list[av.VideoFrame]:
+    """All frames of FFmpeg's best video, from the first key frame on, as a plain decode by its default flags gives
+    them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_type = "NONE"
+        packets = list(container.demux(stream))
+        first = next(i for i, packet in enumerate(packets) if packet.is_keyframe)
+        return [frame for packet in packets[first:] for frame in packet.decode()]
 
 
 def write_video(path: Path, frames: np.ndarray, encoder: str = "libvpx-vp9", **muxer_options: str) -> Path:

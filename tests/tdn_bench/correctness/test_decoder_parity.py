@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from support.videos import whole_decode
 
 from pipelines.cpu import decode_video
 from pipelines.errors import BadClip
@@ -27,6 +28,15 @@ from tdn_bench.correctness.decoder_parity import open_decoders
 from tdn_bench.parity import main
 
 CPU = torch.device("cpu")
+REFUSED = {  # by DALI on a CPU, which would get them wrong; and what it says
+    "vp9_bt709": "colours of BT.709",
+    "vp9_bt2020": "colours of BT.2020",
+    "vp9_size_change": "pictures of several sizes",
+    "vp8_size_change": "pictures of several sizes",
+    "two_streams": "2 video streams",
+    "cover_first": "2 video streams",
+    "cover_last": "2 video streams",
+}
 
 
 class Clips(dict[str, OddClip]):
@@ -69,15 +79,13 @@ def test_odd_clip(clips: Clips, decoders: dict[str, Decoder], name: str) -> None
     assert case.returned["pyav"].right == (10 + 4) * 20  # plans of 20 frames
     assert case.false_pictures == []
     if "dali-cpu" in case.returned:
-        decodable = name.startswith(("vp9", "mjpeg"))
+        decodable = name.startswith(("vp9", "mjpeg")) and name not in REFUSED
         assert case.returned["dali-cpu"].verdict == ("exact" if decodable else "refused")
+        assert name not in REFUSED or REFUSED[name] in str(case.returned["dali-cpu"])
 
 
 def all_frames(path: Path) -> list[bytes]:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_type = "NONE"
-        return [planes(frame) for frame in container.decode(stream)]
+    return [planes(frame) for frame in whole_decode(path)]
 
 
 def planes(frame: av.VideoFrame) -> bytes:

@@ -58,7 +58,7 @@ def test_an_engine_that_is_not_the_network_ends_with_status_one(
         (["--engines", "tvm"], "engine 'tvm' is unknown"),
         (["--engines", "eager", "--precisions", "int8"], "--precisions int8: none of eager has them on cpu"),
         (["--subset", "test"], "--subset test:"),
-        (["--limit", "0"], "--limit 0 must be at least 1"),
+        (["--limit", "0"], "--limit 0: must be from 1"),
         (["--engines", "onnx", "--precisions", "int8", "--calibration-clips", "0"], "--calibration-clips 0"),
         (["--engines", "onnx", "--precisions", "int8", "--exclude-layers", "stm"], "stm … no quantised layer"),
         (["--engines", "onnx", "--precisions", "int8", "--keep", "stm"], "stm … no quantised layer"),  # the old name
