@@ -35,6 +35,7 @@ from pipelines.sealed import UNSEALED, read_sealed, write_sealed
 from pipelines.video import JPEG_FRAMES as JPEG_FRAMES
 from pipelines.video import OK as OK
 from pipelines.video import SPLITS, UNKNOWN_LABEL, Sample, Video, VideoFile
+from storage.private import NotPrivate, open_private, private_folder
 
 MANIFEST_VERSION = 4
 
@@ -245,7 +246,11 @@ def build_manifest(
         DataError: A path is not UTF-8, the cache cannot be written, or a scanning process died.
     """
     _check_names(s.path for s in annotations.samples)
-    found = _read_cache(cache) if cache is not None else {}
+    found = {}
+    if cache is not None:
+        with _cache_errors(cache):
+            private_folder(cache.parent)  # what lies there decides which frames are read
+            found = _read_cache(cache)
     todo = [s.path for s in annotations.samples if not _known(s.path, found.get(s.path), level)]
     journal = None
     if cache is not None and todo:
@@ -282,8 +287,8 @@ def _cache_errors(cache: Path | None) -> Iterator[None]:
         yield
     except OSError as e:
         raise DataError(
-            f"{cache}: the scan cannot be saved there ({e.strerror}); free some space, or set the environment variable "
-            "XDG_CACHE_HOME to another folder"
+            f"{cache}: the scan cannot be saved there ({e.strerror or e}); free some space, or set the environment "
+            "variable XDG_CACHE_HOME to another folder"
         ) from e
 
 
@@ -334,11 +339,14 @@ def default_cache(root: Path) -> Path:
 
 def _read_cache(path: Path) -> dict[str, VideoFile]:
     """Files by path; the last line of a path counts. A cache of another version is as good as none, and of one cut
-    short by a crash the whole lines are used."""
+    short by a crash the whole lines are used. Raises NotPrivate for one that others can write."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open_private(path) as file:
+            lines = file.read().decode().splitlines()
         if not lines or json.loads(lines[0]) != {"manifest_version": MANIFEST_VERSION}:
             return {}
+    except NotPrivate:
+        raise
     except (OSError, ValueError):
         return {}
     found = {}

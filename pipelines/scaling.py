@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 PLANAR = frozenset({"yuv420p", "yuvj420p"})
-PLANAR_SHRINKS = 1.5  # at most; larger pictures take so long to decode that exactness costs little
+PLANAR_SHRINKS = 1.2  # at most; larger pictures take so long to decode that exactness costs little
 _CHROMA_AT, _PIXEL = 128, 256  # a chroma sample lies between two pixels, in 1/256 of one
 
 
@@ -74,7 +74,8 @@ class Scaler:
         width, height = self._size
         crop = ("crop", f"{w}:{h}:{x}:{y}:exact=1")
         resize = f"{width}:{height}:flags=bilinear"
-        if frame.format.name in PLANAR and self._keeps_chroma(w, h) and ((w, h) != self._size or not (x % 2 or y % 2)):
+        # Where nothing is resized, planes would be the decoder's own, to which later frames refer.
+        if frame.format.name in PLANAR and self._keeps_chroma(w, h) and (w, h) != self._size:
             # At odd places the crop's first chroma sample lies half a sample outside of it.
             left, top = (_CHROMA_AT - _PIXEL * (at % 2) for at in (x, y))
             nodes = [crop, ("scale", f"{resize}:in_h_chr_pos={left}:in_v_chr_pos={top}"), ("format", frame.format.name)]

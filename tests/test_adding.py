@@ -121,6 +121,7 @@ if __name__ == "__main__":
         assert clone.python(*start, "--name", "you") == "hello you\n"
 
 
+@pytest.mark.slow
 def test_a_network_touches_two_places_and_its_test(clone: Clone) -> None:
     modules = "tdn_bench/models/temporal_modules.py"
     clone.insert(

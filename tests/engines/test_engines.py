@@ -63,6 +63,7 @@ def test_engine_matches_eager_for_every_batch_size(
         assert (backwards - engine(frames)).abs().max() > 1e-3, "the engine does not see which way time runs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eager", "openvino", "aoti"])
 def test_bf16_is_close_and_not_fp32(name: str, network: nn.Module, frames: Tensor) -> None:
     skip_unless_available(name)

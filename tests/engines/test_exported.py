@@ -90,6 +90,7 @@ def rendered(motion_data: Path) -> DataFlags:
     return DataFlags(data=motion_data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "variant"),
     [
@@ -103,6 +104,7 @@ def test_each_module_survives_export(engine: str, variant: str, rendered: DataFl
     check(build, engine, variant, "resnet_small", clips(rendered, variant, 4), dynamic_batch=engine != "aoti")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "segments"),
     [
@@ -144,6 +146,7 @@ def test_each_precision(engine: str, precision: str, rendered: DataFlags, build:
     assert 1e-3 < difference < LIMIT["int8"]  # rounded, and still the network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_real_clips(engine: str, shared_data: Path, build: Build) -> None:
     check(build, engine, "tdn", "resnet_small", clips(DataFlags(data=shared_data / "ucf10"), "tdn", 8))

@@ -126,6 +126,7 @@ def test_no_layer_of_tdn_is_left_on_a_slow_path(
     assert len(computing) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.needs_tensorrt
 @pytest.mark.parametrize(("precision", "kind", "written"), [("int8", "Int8", "Float"), ("fp8", "FP8", "Half")])
 def test_every_quantised_convolution_computes_in_eight_bits(precision: str, kind: str, written: str, tmp_path) -> None:

@@ -73,6 +73,7 @@ def test_the_layer_that_eight_bits_hurt_is_named(hurt: FrameClassifier) -> None:
     assert "alone" not in rows["network.stem"]  # three channels: not quantised
 
 
+@pytest.mark.slow
 def test_the_layer_that_eight_bits_hurt_may_be_excluded(hurt: FrameClassifier) -> None:
     pytest.importorskip("onnxruntime")
     frames = make_frames("tdn")

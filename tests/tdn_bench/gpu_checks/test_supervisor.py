@@ -59,6 +59,7 @@ def test_process_that_fails_says_why_and_one_that_hangs_is_ended(
     assert run_quietly("child", ["hang"], replace(run.sizes, step_timeout_s=1)) == "did not end within 1 s"
 
 
+@pytest.mark.slow
 def test_command_goes_on_after_a_failure_and_resumes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_trace_is_of_the_last_run(small_checkpoint, motion_data, tmp_path):
     assert {"decode", "infer", "plan"} <= {e["name"] for e in events}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "unit", "goal"),
     [

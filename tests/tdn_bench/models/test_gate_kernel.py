@@ -39,6 +39,7 @@ def run_cases(interpret: str, folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_numbers_in_the_interpreter(tmp_path):
     run_cases("1", tmp_path)
 

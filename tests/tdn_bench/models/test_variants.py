@@ -168,6 +168,7 @@ def test_any_number_of_segments(name: str) -> None:
         network(clip_for(name, batch, segments + 1))
 
 
+@pytest.mark.slow
 # Networks with ++ are the same modules on more segments.
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "++" in n else n for n in DISTINCT])
 def test_exported_graphs_take_any_batch(name: str) -> None:
@@ -185,6 +186,7 @@ def test_exported_graphs_take_any_batch(name: str) -> None:
 LATER = [pytest.param(variant, marks=pytest.mark.slow) for variant in ("stm", "tea", "tanet", "gst", "i3d")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["tsm", "teinet", "tdn_s123_l45", *LATER])
 def test_onnx_runtime_computes_the_network(variant: str) -> None:
     network = small(f"{variant}_resnet_small")

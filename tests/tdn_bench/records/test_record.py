@@ -96,6 +96,7 @@ def write_many(folder, writer):
         list(pool.map(write, range(5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("links", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_many_writers_lose_and_mix_nothing(tmp_path, monkeypatch, links):
     if not links:

@@ -170,6 +170,7 @@ def test_it_trains_what_is_missing_goes_on_where_it_stopped_and_names_what_faile
     assert len(list((tmp_path / "results").glob("ablation-table1e-demo-*.json"))) == 3
 
 
+@pytest.mark.slow
 def test_a_stop_from_outside_stops_the_trainings(motion_data: Path, tmp_path: Path) -> None:
     flags = ["table1e", "--data", str(motion_data), "--seeds", "0", "--output", str(tmp_path), "--parallel", "1"]
     flags += ["--results", str(tmp_path / "results"), "--train-flags=--epochs 500 --batch-size 4"]

@@ -386,6 +386,7 @@ def test_a_scan_may_take_hours(motion_data, tmp_path, monkeypatch, rank):
     assert group["timeout"] > timedelta(days=1)
 
 
+@pytest.mark.slow
 def test_the_share_of_bad_clips_is_that_of_all_processes(motion_data, tmp_path):
     places = epoch_order(16, seed=0, epoch=0, shuffle=True)[:2].tolist()  # one for each process
     path, _ = spoiled(motion_data, tmp_path, places, [])
