@@ -104,7 +104,7 @@ class FrameReader:
         def numbered(frames: list[VideoFrame]) -> Iterator[Numbered]:
             nonlocal out, last
             for frame in frames:
-                number = index.number_at.get(frame.pts, -1) if timed else restart.frame + out  # type: ignore[arg-type]
+                number = index.number_at(frame.pts) if timed else restart.frame + out
                 if from_middle and not out and number == restart.frame and not _is_key(frame):
                     raise Missed
                 if 0 <= number < last:
@@ -122,7 +122,7 @@ class FrameReader:
                 raise UnreadableVideo("a packet is damaged")
             if from_middle and timed and packet.pts is not None and packet.pts < restart.stamp:
                 continue  # a leading frame: it refers to frames of the group before
-            is_wanted = timed and index.number_at.get(packet.pts, -1) in wanted  # type: ignore[arg-type]
+            is_wanted = timed and index.number_at(packet.pts) in wanted
             if skip:
                 codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             frames = codec.decode(packet)

@@ -49,9 +49,20 @@ class FrameIndex:
     one_each: bool
 
     @cached_property
-    def number_at(self) -> dict[int, int]:
-        """Frame numbers by time; of no use without times."""
-        return {} if self.times is None else {time: number for number, time in enumerate(self.times.tolist())}
+    def _numbers(self) -> dict[int, int] | None:
+        """Frame numbers by time; None of a long file, where making the table would cost more than a clip."""
+        if self.times is None or len(self.times) > 4096:
+            return None
+        return {time: number for number, time in enumerate(self.times.tolist())}
+
+    def number_at(self, time: int | None) -> int:
+        """The number of the frame that is shown at `time`; −1 where there is none."""
+        if time is None or self.times is None:
+            return -1
+        if self._numbers is not None:
+            return self._numbers.get(time, -1)
+        number = int(np.searchsorted(self.times, time))
+        return number if number < len(self.times) and self.times[number] == time else -1
 
     def restart(self, row: int) -> Restart:
         """One of `restarts`."""

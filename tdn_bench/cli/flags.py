@@ -159,7 +159,7 @@ class SourceFlags:
     decode: Level = "sample"
     """How much of each video the scan decodes. sample: a few frames at its start and from its last key frame on, and
     all of a file where these are not what the container says. all: every frame, and once more from every key frame.
-    It finds damage anywhere, and takes 6 to 24 times as long."""
+    It finds damage anywhere, and takes some ten times as long."""
     workers: int | None = None
     """Scanning processes; default: one per core."""
 

@@ -64,9 +64,12 @@ def describe(videos: Videos) -> str:
     frames = sorted(of_good["num_frames"]) or [0]
     sizes = Counter(zip(of_good["width"], of_good["height"], strict=True)).most_common()
     pictures = ", ".join(f"{n} at {w}×{h}" for (w, h), n in sizes[:3]) + f", … ({len(sizes)} sizes)" * (len(sizes) > 3)
+    odd = Counter(videos.column("oddity")[good].tolist())
+    del odd[""]
+    notes = "".join(f"; {n} with {oddity}" for oddity, n in odd.most_common(3))
     return (
         f"{good.sum()} of {len(videos)} videos usable ({codecs or 'none'}), {frames[0]}–{frames[-1]} frames, "
-        f"median {frames[len(frames) // 2]}; {pictures or 'no pictures'}; {columns['bytes'].sum() / 1e6:.1f} MB"
+        f"median {frames[len(frames) // 2]}; {pictures or 'no pictures'}; {columns['bytes'].sum() / 1e6:.1f} MB{notes}"
     )
 
 
