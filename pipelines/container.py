@@ -40,11 +40,11 @@ def check_regular(path: str) -> None:
 
 
 @contextmanager
-def open_video(path: str, *, strict: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container at `path` and its video stream: FFmpeg's best one that is no cover picture.
 
-    It is decoded in the caller's thread alone. `strict` raises what FFmpeg else patches: it marks the patched picture,
-    but not those that refer to it. Raises UnreadableVideo, OSError and av.error.FFmpegError.
+    It is decoded in the caller's thread alone, and strictly: what FFmpeg else patches is raised, since it marks the
+    patched picture, but not those that refer to it. Raises UnreadableVideo, OSError and av.error.FFmpegError.
     """
     import av
 
@@ -59,8 +59,7 @@ def open_video(path: str, *, strict: bool = True) -> Iterator[tuple[InputContain
     with container:
         stream = _best_video(container)
         stream.codec_context.thread_type = "NONE"  # clips run in parallel, frames of one do not
-        if strict:
-            stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 

@@ -37,6 +37,24 @@ def fault_of_file(path: Path, most_bytes: int | None = None) -> str | None:
     return None
 
 
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The content of a file. Raises OSError as opening does, ValueError where it is none (a folder, a pipe, a device)
+    or is larger, before it is read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes would be waited for
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("is not a regular file")
+        if found.st_size <= most_bytes:
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(most_bytes + 1)  # it may grow
+            if len(content) <= most_bytes:
+                return content
+    finally:
+        os.close(descriptor)
+    raise ValueError(f"is larger than {most_bytes / 2**20:.0f} MiB")
+
+
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A new empty file in the folder of `path`, made where it is missing. The caller fills it and may move it away;
@@ -66,8 +84,14 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
+    with whole_file(Path(os.path.realpath(path))) as temporary:
+        temporary.write_bytes(content)
+
+
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file to fill, which takes the place of `path` when the block ends well, and is removed when not.
     Raises OSError."""
     with temporary_beside(path) as temporary:

@@ -7,12 +7,12 @@ import io
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, printable
+from pipelines.files import read_regular
 from pipelines.inside import Inside
 from pipelines.video import NEEDED_SPLITS, UNKNOWN_LABEL
 
@@ -231,16 +231,9 @@ def _lines(path: Path) -> Iterator[str]:
 def _read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
     """A whole label file. Raises DataError for what is no file of text, before it is read."""
     try:
-        # O_NONBLOCK: not to wait where a pipe stands in a file's place
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path}: not a regular file")
-            if status.st_size > most_bytes:
-                raise DataError(f"{path}: {status.st_size} bytes, more than the {most_bytes} of the largest label file")
-            data = file.read(most_bytes)
-        text = data.decode("utf-8-sig")  # a byte order mark, where an editor left one, is dropped
-    except (OSError, UnicodeDecodeError) as e:
+        # a byte order mark, where an editor left one, is dropped
+        text = read_regular(path, most_bytes).decode("utf-8-sig")
+    except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
     if "\0" in text:
         raise DataError(f"{path}: cannot be read (it holds NUL characters, so it is no text)")

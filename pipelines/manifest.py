@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from pipelines.annotations import Annotations
 from pipelines.errors import DataError
-from pipelines.files import clear_debris, write_whole
+from pipelines.files import clear_debris, whole_file
 from pipelines.processes import cores, map_in_processes
 from pipelines.reading import Level
 from pipelines.scan import as_video as as_video
@@ -170,7 +170,7 @@ class Manifest:
         metadata = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in notes.items()}
         clear_debris(path.parent)
         try:
-            with write_whole(path) as temporary:
+            with whole_file(path) as temporary:
                 write_sealed(self.table.replace_schema_metadata(metadata), temporary)
         except (OSError, UnicodeEncodeError) as e:
             raise DataError(f"{path}: the manifest cannot be written ({getattr(e, 'strerror', None) or e})") from e
@@ -361,12 +361,9 @@ def _read_cache(path: Path) -> dict[str, VideoFile]:
 
 
 def _write_cache(path: Path, files: dict[str, VideoFile]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as f:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as f:
         f.write(json.dumps({"manifest_version": MANIFEST_VERSION}) + "\n")
         f.writelines(_cache_line(p, v) for p, v in files.items())
-    os.replace(temporary, path)
 
 
 def _cache_line(path: str, file: VideoFile) -> str:

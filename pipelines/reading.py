@@ -7,6 +7,7 @@ begin in the middle of a group of pictures. Decoders mostly make some picture of
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -292,15 +293,13 @@ def _decode_all(path: str, packets: Packets, claimed: FrameIndex, count: int) ->
         return FrameIndex(times, claimed.restarts[:1] * np.array([0, 1, 1, 1, 1]), one_each=False), found
     holding = [0]
     ends = [*claimed.restarts[1:, 0].tolist(), count]
-    for row in range(1, len(claimed.restarts)):
-        group = np.arange(claimed.restarts[row, 0], ends[row])
-        alone = FrameIndex(claimed.times, claimed.restarts[[0, row]], claimed.one_each)
-        try:
-            with open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
+        for row in range(1, len(claimed.restarts)):
+            group = np.arange(claimed.restarts[row, 0], ends[row])
+            alone = FrameIndex(claimed.times, claimed.restarts[[0, row]], claimed.one_each)
+            with suppress(Missed, UnreadableVideo, av.error.FFmpegError):
                 if found.agrees(FrameReader(container, stream, alone, rewound=False), group):
                     holding.append(row)
-        except (Missed, UnreadableVideo, av.error.FFmpegError):
-            continue
     return FrameIndex(claimed.times, claimed.restarts[holding], claimed.one_each), found
 
 

@@ -284,8 +284,7 @@ def encode(clip: np.ndarray) -> bytes:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half written."""
     try:
-        with write_whole(path) as temporary:
-            temporary.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
 

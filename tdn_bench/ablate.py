@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.files import write_whole
 from pipelines.processes import cores
 from tdn_bench.cli import parse, pick_device, run_command, settings_of
 from tdn_bench.cli.ranges import check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import RECIPES
-from tdn_bench.records import check_file, check_folder, write_record, write_whole
+from tdn_bench.records import check_file, check_folder, write_record
 from tdn_bench.training.ablation import AblationFlags, ablation_record, page, plan_runs, tabulate, train_all
 
 

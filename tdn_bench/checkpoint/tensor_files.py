@@ -85,8 +85,7 @@ def write_pytorch(path: Path, state: Mapping[str, object]) -> None:
 
 def _write(path: Path, content: bytes | memoryview) -> None:
     try:
-        with write_whole(path) as temporary:
-            temporary.write_bytes(content)
+        write_whole(path, content)
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be written ({e.strerror})") from e
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.annotations import VIDEO_SUFFIXES
 from pipelines.errors import DataError, printable
+from pipelines.files import clear_debris
 from pipelines.inside import Inside
 from pipelines.processes import cores, map_in_processes
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
@@ -77,6 +78,8 @@ def transcode_all(
 ) -> Iterator[tuple[Path, Transcoded | str]]:
     """Re-encode videos, in `workers` processes (default: one per core); yields every source in order, with what became
     of it, or why it could not be done. Raises UserError where a process dies."""
+    for folder in {target.parent for _, target in jobs}:
+        clear_debris(folder)
     workers = min(workers or cores(), len(jobs))
     for (source, _), result in zip(jobs, _results(jobs, encoding, workers), strict=True):
         yield source, result

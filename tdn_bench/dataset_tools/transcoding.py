@@ -6,7 +6,6 @@ Frame i of an output is frame i of its input, at its input's time, so labels and
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from pipelines.container import UnreadableVideo, open_video, reason, video_packets
 from pipelines.decoding import decode_frames
 from pipelines.errors import DataError
+from pipelines.files import whole_file
 from pipelines.frame_index import FrameIndex
 from pipelines.manifest import OK, VideoFile, scan_file
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
@@ -68,26 +68,21 @@ def transcode_file(source: str, target: Path, encoding: Encoding, *, psnr: bool 
     if codec.muxer == "mp4":  # it counts the time before the first frame in these units
         options["movie_timescale"] = str(time_base.denominator)
     quality = Quality(encoding.codec) if psnr else None
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(part), "w", format=codec.muxer, options=options) as output:
-            rate = Fraction(file.fps or 25).limit_denominator(100_000)
-            stream = output.add_stream(codec.encoder, rate=rate, options=encoding.options())
-            assert isinstance(stream, av.VideoStream)
-            stream.codec_context.time_base, stream.codec_context.thread_count = time_base, 1
-            _encode(zip(ticks, _frames(source, file), strict=True), output, stream, encoding, quality)
-            width, height = stream.width, stream.height
-        _verify(source, part, [tick * time_base for tick in ticks])
-        output_bytes = part.stat().st_size
-        os.replace(part, target)
+        with whole_file(target) as part:
+            with av.open(str(part), "w", format=codec.muxer, options=options) as output:
+                rate = Fraction(file.fps or 25).limit_denominator(100_000)
+                stream = output.add_stream(codec.encoder, rate=rate, options=encoding.options())
+                assert isinstance(stream, av.VideoStream)
+                stream.codec_context.time_base, stream.codec_context.thread_count = time_base, 1
+                _encode(zip(ticks, _frames(source, file), strict=True), output, stream, encoding, quality)
+                width, height = stream.width, stream.height
+            _verify(source, part, [tick * time_base for tick in ticks])
+            output_bytes = part.stat().st_size
     except OSError as e:
         raise UserError(f"{target}: cannot be written ({e.strerror})") from e
     except av.error.FFmpegError as e:
         raise DataError(f"{source}: cannot be encoded: {e.strerror}") from e
-    finally:
-        if part.exists():
-            part.unlink()
     psnr_db = quality.psnr_db() if quality is not None else math.nan
     seconds = time.perf_counter() - clock
     return Transcoded(file.num_frames, file.bytes, output_bytes, psnr_db, width, height, seconds)

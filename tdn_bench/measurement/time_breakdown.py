@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import write_whole
 from pipelines.ledger import IDLE, MAX_SPANS, WORK, Lane, Ledger
 from tdn_bench.errors import UserError
-from tdn_bench.records import write_whole
 
 MOST_UNEXPLAINED_PERCENT = 5
 

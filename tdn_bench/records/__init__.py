@@ -29,7 +29,6 @@ from tdn_bench.records.record import (
     to_json,
     utc_now,
     write_record,
-    write_whole,
 )
 
 __all__ = [
@@ -58,5 +57,4 @@ __all__ = [
     "utc_now",
     "versions",
     "write_record",
-    "write_whole",
 ]

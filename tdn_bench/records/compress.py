@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.files import write_whole
+from pipelines.files import whole_file
 from tdn_bench.errors import UserError
 from tdn_bench.records.record import laid_out, read_record
 
@@ -39,7 +39,7 @@ def compress_samples(path: Path) -> Path:
         small |= {"samples": {}, "samples_file": apart} if key == "samples" else {key: value}
     try:
         beside.write_bytes(content)
-        with write_whole(path) as temporary:
+        with whole_file(path) as temporary:
             temporary.write_bytes(laid_out(small))
             assert read_record(temporary) == whole
     except OSError as e:

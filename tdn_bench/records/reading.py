@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 2**27  # of a record or of its samples, unpacked: a small file may hold any number of zeros
@@ -17,22 +14,6 @@ MAX_NUMBER, MAX_DIGITS = 1e100, 100  # larger ones overflow where they are added
 STATUSES = ("stable", "unstable", "void", "unwatched")
 _UNIT = re.compile(r"_(s|ms|us|percent|db|bytes|hz|w|j|flop|macs|per_s|per_video)\Z")
 _COMMIT = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\+?")
-
-
-def regular_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file. Raises OSError as opening does, ValueError where it is none (a folder, a pipe, a device)
-    or is larger."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes would wait for ever
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("is not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(most_bytes + 1)
-    finally:
-        os.close(descriptor)
-    if len(content) > most_bytes:
-        raise ValueError(f"is larger than {most_bytes / 2**20:.0f} MiB")
-    return content
 
 
 def parse_json(content: bytes) -> Any:

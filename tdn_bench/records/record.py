@@ -25,12 +25,11 @@ import numpy as np
 import torch
 
 from pipelines.errors import printable
-from pipelines.files import clear_debris, sync, temporary_beside
-from pipelines.files import write_whole as replaced
+from pipelines.files import clear_debris, read_regular, sync, temporary_beside
 from pipelines.manifest import Manifest
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import commit, describe_machine, processor_machine_name, versions
-from tdn_bench.records.reading import MAX_BYTES, STATUSES, check_record, parse_json, regular_file
+from tdn_bench.records.reading import MAX_BYTES, STATUSES, check_record, parse_json
 
 SCHEMA_VERSION = 2
 XZ_MEMORY_BYTES = 2**27  # twice what the highest preset needs; a header may ask for 4 GiB
@@ -202,12 +201,6 @@ def write_record(record: Record, folder: Path) -> Path:
         raise UserError(f"{printable(str(folder))}: cannot hold records ({e.strerror})") from e
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
-    with replaced(Path(os.path.realpath(path))) as temporary:
-        temporary.write_bytes(content)
-
-
 def _file_name(text: str) -> str:
     """A name from data as a part of a file's name."""
     return re.sub(r"[^\w.+=-]+", "-", text).encode()[:100].decode(errors="ignore")
@@ -241,7 +234,7 @@ def read_record(path: Path) -> Record:
     UserError where the file is not a record or is of a newer schema, and where its samples are missing or changed."""
     shown = printable(str(path))
     try:
-        raw = parse_json(regular_file(path))
+        raw = parse_json(read_regular(path, MAX_BYTES))
         if not isinstance(raw, dict) or type(version := raw.get("schema_version")) is not int or version < 1:
             raise ValueError("has no schema_version")
         if version > SCHEMA_VERSION:
@@ -268,7 +261,7 @@ def _samples_beside(path: Path, said: Any) -> Any:
     beside = path.parent / Path(said["name"]).name  # never anywhere else
     shown = printable(str(beside))
     try:
-        content = regular_file(beside)
+        content = read_regular(beside, MAX_BYTES)
     except OSError as e:
         why = f"its samples cannot be read: {shown} ({e.strerror})"
         raise UserError(f"{printable(str(path))}: {why}; put it back there") from e

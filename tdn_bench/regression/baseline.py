@@ -13,6 +13,7 @@ import numpy as np
 
 from engines import ENGINES, default_precision, supported_precisions
 from pipelines.errors import printable
+from pipelines.files import write_whole
 from pipelines.ledger import WORK
 from pipelines.manifest import checksum
 from tdn_bench.cli import pick_device
@@ -22,7 +23,7 @@ from tdn_bench.cli.settings import leaves
 from tdn_bench.cli.workload import Precision
 from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, read_record, to_json, utc_now, write_whole
+from tdn_bench.records import Record, read_record, to_json, utc_now
 from tdn_bench.records.reading import is_number
 from tdn_bench.regression.flags import Regress
 from tdn_bench.regression.interleaving import Interleaved

@@ -17,10 +17,11 @@ import numpy as np
 
 from engines import why_unavailable
 from pipelines.errors import printable
+from pipelines.files import write_whole
 from pipelines.synthetic import make_dataset
 from tdn_bench.cli import flag, pick_device, settings_of
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, make_record, to_json, write_whole
+from tdn_bench.records import Record, make_record, to_json
 from tdn_bench.regression.baseline import (
     BASE,
     GatePlan,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.errors import printable
+from pipelines.files import write_whole
 from pipelines.ledger import WORK
-from tdn_bench.records import Record, write_whole
+from tdn_bench.records import Record
 from tdn_bench.reporting.tables import Unfit, number, pace, stages_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from itertools import groupby
 from pathlib import Path
 
 from pipelines.errors import printable
+from pipelines.files import write_whole
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, machine_text, read_records, write_whole
+from tdn_bench.records import Record, machine_text, read_records
 from tdn_bench.records.environment import tracked_files
 from tdn_bench.records.tables import markdown_code, markdown_table, markdown_text
 from tdn_bench.reporting.plots import MAX_MATRICES, confusion, plot_confusion, plot_stages

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from pipelines.files import clear_debris, fault_of_file, temporary_beside, write_whole
+from pipelines.files import clear_debris, fault_of_file, temporary_beside, whole_file
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipelines.files import write_whole
-with write_whole(Path(sys.argv[1])) as temporary:
+from pipelines.files import whole_file
+with whole_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)
     time.sleep(600)
@@ -27,7 +27,7 @@ with write_whole(Path(sys.argv[1])) as temporary:
 def test_the_umask_sets_the_mode(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        with write_whole(tmp_path / "new" / "a.txt") as temporary:
+        with whole_file(tmp_path / "new" / "a.txt") as temporary:
             temporary.write_text("whole")
     finally:
         os.umask(before)
@@ -40,7 +40,7 @@ def test_what_fails_changes_nothing(tmp_path: Path) -> None:
     path.write_text("before")
 
     def fail() -> None:
-        with write_whole(path) as temporary:
+        with whole_file(path) as temporary:
             temporary.write_text("half")
             raise ZeroDivisionError
 
