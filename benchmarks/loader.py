@@ -159,7 +159,12 @@ def make_videos(kind: str, folder: Path, count: int = 4) -> list[Path]:
     rng = np.random.default_rng(0)
     paths = []
     for number in range(count):
-        coarse = rng.integers(0, 255, (height // 8 + 32, width // 8 + 64, 3), dtype=np.uint8)
+        shape = height // 8 + 32, width // 8 + 64
+        grey, tint = (
+            rng.integers(40, 215, (*shape, 1)),
+            rng.integers(-24, 24, (*shape, 3)),
+        )  # as faint as in filmed video
+        coarse = (grey + tint).astype(np.uint8)
         scene = np.asarray(Image.fromarray(coarse).resize((width + 480, height + 240), Image.Resampling.BICUBIC))
         path = folder / f"{number}.{SUFFIXES[kind]}"
         with av.open(str(path), "w") as container:

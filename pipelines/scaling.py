@@ -20,9 +20,9 @@ class Scaler:
     `mirror` swaps left and right then.
 
     8-bit 4:2:0 that is not shrunk by much is resized plane by plane and then converted, by the scaler's vector code:
-    three to four times as fast as its exact way, which all else goes, and on average less than a level from it. A
-    picture of another size than `coded` (width, height) is taken as a player shows it, scaled to that size. Raises
-    av.error.FFmpegError for colours that FFmpeg cannot convert.
+    three to four times as fast as its exact way, which all else goes, and with filmed video on average about a level
+    from it. A picture of another size than `coded` (width, height) is taken as a player shows it, scaled to that size.
+    Raises av.error.FFmpegError for colours that FFmpeg cannot convert.
     """
 
     def __init__(self, box: Box, size: tuple[int, int], coded: tuple[int, int], *, mirror: bool = False) -> None:
