@@ -2,6 +2,14 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+from pipelines.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from tdn_bench.recognizer import load_recognizer
+
+__all__ = ["load_recognizer"]
 
 # Before torch loads OpenMP. Its threads spin while they wait, by default, and then take the processors away from
 # the threads that decode video, or from whatever else runs.
@@ -16,3 +24,4 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("tdn_bench") for word in sys.o
     begin()
 
 __version__ = "0.1.0"
+__getattr__, __dir__ = lazy_exports(__name__, {"recognizer": ("load_recognizer",)})

@@ -19,7 +19,7 @@ ORDER = (
     ("reporting",),
     ("measurement",),
     ("correctness",),
-    ("recipes",),
+    ("recipes", "recognizer"),
     ("cli",),
     ("checkpoint",),
     ("models", "records", "dataset_tools"),

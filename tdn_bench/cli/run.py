@@ -18,9 +18,17 @@ from tdn_bench.errors import EXIT_USER_ERROR, Terminated, UserError, end, leave,
 T = TypeVar("T")
 
 
-def parse(flags: type[T], argv: Sequence[str] | None, command: str, *config: Any) -> T:
+def parse(
+    flags: type[T],
+    argv: Sequence[str] | None,
+    command: str,
+    *config: Any,
+    examples: Sequence[str] = (),
+    common: Sequence[str] = (),
+) -> T:
     """The dataclass `flags` from a command line (default: this process's); `config` are more of tyro's settings. Flags
-    of the dataclasses within have no prefix. Ends with SystemExit for flags that are not the command's."""
+    of the dataclasses within have no prefix. `examples` are shell lines that --help ends with, `common` the flags, as
+    fields, that it shows; --help-all shows every one. Ends with SystemExit for flags that are not the command's."""
     import tyro
 
     return tyro.cli(flags, args=argv, prog=f"tdn-bench {command}", config=(tyro.conf.OmitArgPrefixes, *config))
