@@ -18,7 +18,7 @@ ORDER = (
     ("training",),
     ("reporting",),
     ("measurement",),
-    ("correctness",),
+    ("correctness", "prediction"),
     ("recipes", "recognizer"),
     ("cli",),
     ("checkpoint",),
