@@ -80,9 +80,11 @@ def draw_split(videos: Videos, top: str, draw: int) -> tuple[Videos, Videos]:
     A video's side depends on its own path, so it stays where others come and go. A class of two videos or more has
     at least one on each side: its lowest hash, its highest. One with a single video has it in train.
     """
-    train: Videos = {}
-    validation: Videos = {}
+    train: Videos = {name: [] for name in videos}
+    validation: Videos = {name: [] for name in videos}
     for name, paths in videos.items():
+        if not paths:
+            continue
         hashes = {path: _share(os.path.relpath(path, top), draw) for path in paths}
         lowest, highest = min(paths, key=lambda p: hashes[p]), max(paths, key=lambda p: hashes[p])
         held = {p for p in paths if hashes[p] < VALIDATION_SHARE} | {lowest}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from engines import QUANTISED, EngineUnavailable, why_unavailable
 from pipelines.errors import BadClip, printable
-from pipelines.files import whole_file
 from pipelines.finding import find_named
 from pipelines.folders import passed_over
 from pipelines.label_files import class_lines
@@ -24,7 +22,7 @@ from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.cli.workload import EngineName, Precision
 from tdn_bench.errors import UserError
-from tdn_bench.prediction import Writer
+from tdn_bench.prediction import Writer, check_not_read, open_output
 from tdn_bench.recognizer import VIEWS, Recognizer, load_recognizer
 from tdn_bench.records import check_file
 
@@ -121,11 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     videos = found.videos[: config.limit]
     if note := passed_over(found.ignored):
         _say(note)
-    if config.output is not None and _is_among(config.output, [*videos, str(checkpoint)]):
-        raise UserError(f"--output {config.output}: is read, too; name another file")
+    check_not_read(config.output, [*videos, str(checkpoint)])
     bad = 0
     shown = config.output is None and sys.stdout.isatty()  # then the answers themselves say how far it is
-    with _open(config.output) as file, config.open(checkpoint, len(videos)) as recognize:
+    with open_output(config.output) as file, config.open(checkpoint, len(videos)) as recognize:
         writer = Writer(file, config.format, config.top)
         bar = nullcontext(lambda more: None) if shown else progress("Predicting", len(videos), "videos")
         with bar as advance:
@@ -144,25 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(EXIT_SOME_BAD)
 
 
-def _is_among(output: Path, files: Sequence[str]) -> bool:
-    return output.exists() and any(os.path.exists(file) and output.samefile(file) for file in files)
-
-
 def _say(line: str) -> None:
     print(printable(line), file=sys.stderr)
-
-
-@contextmanager
-def _open(output: Path | None) -> Iterator[TextIO]:
-    """Where answers go: to stdout, or to a file that is there when all have been written."""
-    if output is None:
-        yield sys.stdout
-        return
-    with (
-        whole_file(output.resolve()) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace") as f,
-    ):
-        yield f
 
 
 if __name__ == "__main__":

@@ -5,17 +5,42 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from pipelines.errors import BadClip, printable
+from pipelines.files import whole_file
+from tdn_bench.errors import UserError
 from tdn_bench.recognizer import Prediction
 
 FORMATS = ("table", "json", "csv")
 COLUMNS = ("video", "rank", "class", "class_index", "probability", "error")
 Answer = Prediction | BadClip
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Where answers go: to stdout, or to a file that takes its place when all have been written."""
+    if path is None:
+        yield sys.stdout
+        return
+    with whole_file(path.resolve()) as whole, whole.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        yield file
+
+
+def check_not_read(output: Path | None, files: Sequence[str]) -> None:
+    """Raise UserError where `output` is one of the files that are read."""
+    if output is None or not output.exists():
+        return
+    if any(os.path.exists(file) and output.samefile(file) for file in files):
+        raise UserError(f"--output {output}: is read, too; name another file")
 
 
 class Writer:
