@@ -52,8 +52,8 @@ class Browse:
     """Take the clips of this recipe: network, T, sizes and crops."""
     subset: Literal["train", "validation", "test"] = "train"
     """Which videos."""
-    augment: bool | None = None
-    """Show clips as training draws them. Default: for --subset train."""
+    mode: Literal["auto", "training", "evaluation"] = "auto"
+    """Clips as training draws them, or as an evaluation takes them. auto: training for --subset train."""
     seed: int = 0
     """Seed of the augmentation, as `train` has it."""
     epoch: int = 0
@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Decode some videos of a split as the flags say, and write the sheet."""
     config = parse(Browse, argv, "browse", examples=EXAMPLES, common=COMMON)
     check_ranges(config, limit=(1, 10_000), seed=(0, MAX_SEED), epoch=(0, 10**6))
-    augment = config.subset == "train" if config.augment is None else config.augment
+    augment = config.mode == "training" or (config.mode == "auto" and config.subset == "train")
     if augment and config.views != 1:
-        raise UserError(f"--views {config.views}: training takes one clip of a video; add --no-augment")
+        raise UserError(f"--views {config.views}: training takes one clip of a video; add --mode evaluation")
     out, spec = config.out or Path(f"runs/browse-{config.subset}.{config.format}"), config.spec()
     if out.suffix != f".{config.format}":
         raise UserError(f"--out {out}: a {config.format} is written; name it *.{config.format}, or set --format")

@@ -52,9 +52,8 @@ def run(checkpoint: Path, *arguments: object) -> int:
     flags = ["--checkpoint", checkpoint, "--device", "cpu", "--workers", "2"]
     try:
         return run_command(main, [str(a) for a in (*arguments, *flags)])
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
+    except SystemExit as stop:  # some videos are bad
+        return int(stop.code or 0)
 
 
 def test_json_lines_hold_every_video_in_order(checkpoint, videos, capsys):
@@ -115,7 +114,6 @@ def test_output_is_whole_or_not_there(checkpoint, videos, tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_no_cut_file(checkpoint, videos):
-    """Interrupted while it runs: a pipe that nobody writes to the end is no regular file, so many names of one video."""
     Path("many").mkdir()
     for i in range(3000):
         os.link(videos[0], f"many/{i}.webm")
