@@ -51,6 +51,7 @@ def read_layout(root: Path, draw: int, allow_outside: bool = False) -> Layout:
         for name, split in splits.items():
             notes.append(_loose(os.path.join(top, name), top))
             by_split[split] = _classes(os.path.join(top, name), found, inside)
+        notes += [f"there is no folder of {split} videos" for split in NEEDED_SPLITS if split not in by_split]
     else:
         by_split = {}
         videos = _classes(top, found, inside)

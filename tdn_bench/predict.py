@@ -17,13 +17,13 @@ from pipelines.finding import find_named
 from pipelines.folders import passed_over
 from pipelines.label_files import class_lines
 from pipelines.processes import max_workers
-from tdn_bench.cli import NetworkFlags, parse, pick_device, run_command
+from tdn_bench.cli import NetworkFlags, parse, run_command
 from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.cli.workload import EngineName, Precision
 from tdn_bench.errors import UserError
 from tdn_bench.prediction import Writer, check_not_read, open_output
-from tdn_bench.recognizer import VIEWS, Recognizer, load_recognizer
+from tdn_bench.recognizer import VIEWS, Recognizer, device_of, load_recognizer
 from tdn_bench.records import check_file
 
 EXAMPLES = (
@@ -60,6 +60,8 @@ class Predict:
     """Look at the first N videos only."""
     device: str = "auto"
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
+    backend: Literal["pyav", "dali"] = "pyav"
+    """What decodes. pyav takes every video; dali is faster on a GPU, and refuses many (those of other colours)."""
     batch_size: int = 16
     """Views that the network takes at a time."""
     class_names: Path | None = None
@@ -77,7 +79,7 @@ class Predict:
             raise UserError("no videos named: give files, folders or patterns")
         check_ranges(self, top=(1, 100_000), limit=(1, 10**9), batch_size=(1, MAX_BATCH), workers=(1, max_workers()))
         check_file("--output", self.output)
-        where = str(pick_device(self.device))
+        where = str(device_of(self.engine, self.device))
         if self.engine == "none":
             raise UserError("--engine none: predicts nothing; choose an engine")
         if (reason := why_unavailable(self.engine, where)) is not None:
@@ -103,6 +105,7 @@ class Predict:
             precision=self.precision,
             views=self.views,
             device=self.device,
+            backend=self.backend,
             batch_size=min(self.batch_size, self.views * num_videos),
             classes=None if self.class_names is None else class_lines(self.class_names),
             network=self.network,

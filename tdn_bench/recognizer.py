@@ -218,6 +218,12 @@ def _scanned(video: str | Path | Video) -> Video:
     return video if isinstance(video, Video) else as_video(Path(video))
 
 
+def device_of(engine: str, device: str) -> torch.device:
+    """Where an engine runs: what `device` names; for `auto` the GPU where there is one, and the engine has use of it.
+    Raises UserError for a GPU that is not there."""
+    return torch.device("cpu") if (engine, device) == ("openvino", "auto") else pick_device(device)
+
+
 def load_recognizer(
     checkpoint: str | Path,
     *,
@@ -225,6 +231,7 @@ def load_recognizer(
     precision: str = "auto",
     views: int = 1,
     device: str = "auto",
+    backend: str = "pyav",
     batch_size: int | None = None,
     classes: Sequence[str] | None = None,
     network: NetworkFlags | None = None,
@@ -240,6 +247,7 @@ def load_recognizer(
         precision: of the engine's arithmetic; auto is fp32 on a CPU, fp16 on a GPU.
         views: 1, a centred clip; or 30, ten clips × three crops of 256 pixels, averaged (the paper's Kinetics).
         device: auto, cpu, cuda or cuda:N.
+        backend: what decodes. pyav takes every video; dali is faster on a GPU, and refuses many (BT.709 colours).
         batch_size: views that the engine takes at a time; by default one video's, or a third of its crops.
         classes: class names, where the checkpoint has none.
         network: overrules the checkpoint's notes.
@@ -251,7 +259,7 @@ def load_recognizer(
     """
     if views not in VIEWS:
         raise UserError(f"{views} views: choose {' or '.join(map(str, VIEWS))}")
-    where = pick_device(device)
+    where = device_of(engine, device)
     trained = load_trained(checkpoint, network, device=where, classes=classes)
     spec = trained.clip_spec(views, network.size if network is not None else None)
     batch_size = (1 if views == 1 else spec.num_crops) if batch_size is None else batch_size
@@ -263,7 +271,7 @@ def load_recognizer(
     # the network as it is where it is run as it is: the other engines may rewrite it, the reference must not
     build = replace(BuildFlags(), rewrite=engine != "eager").spec(spec, batch_size, precision, where)
     ready = create_engine(engine, trained.classifier, build, calibration=calibration, cache=default_cache_dir())
-    return Recognizer(trained, ready, create_decoder("auto", spec, where, workers or cores()), spec, workers)
+    return Recognizer(trained, ready, create_decoder(backend, spec, where, workers or cores()), spec, workers)
 
 
 def read_clips(videos: Sequence[str | Path], spec: ClipSpec, workers: int | None = None) -> list[Tensor]:
