@@ -32,7 +32,7 @@ from tdn_bench.records import check_file
 from tdn_bench.training.ablation import RecipeName
 
 EXAMPLES = (
-    "tdn-bench browse folders --data clips/",
+    "tdn-bench browse folders --data /data/mine",
     "tdn-bench browse --manifest runs/sthv2.arrow --recipe sthv2 --epoch 3 --limit 20",
     "tdn-bench browse sthv2 --data runs/demo/data --subset validation --format html --out sheet.html",
 )

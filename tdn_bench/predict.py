@@ -28,8 +28,8 @@ from tdn_bench.records import check_file
 
 EXAMPLES = (
     "tdn-bench predict clip.mp4 --checkpoint runs/demo/tdn/best.safetensors",
-    "tdn-bench predict clips/ 'more/*.avi' --checkpoint runs/demo/tdn/best.safetensors --format csv --output said.csv",
-    "tdn-bench predict clips/ --checkpoint runs/demo/tdn/best.safetensors --format json --limit 100 | head",
+    "tdn-bench predict videos/ --checkpoint runs/demo/tdn/best.safetensors --format csv --output said.csv",
+    "tdn-bench predict 'videos/*.mp4' --checkpoint runs/demo/tdn/best.safetensors --format json --limit 100",
     "tdn-bench predict clip.mp4 --checkpoint TDN_sthv2_r50_8f.pth.tar --class-names classes.txt",
 )
 COMMON = ("videos", "checkpoint", "top", "engine", "precision", "views", "format", "output", "limit", "device")
@@ -42,7 +42,7 @@ class Predict:
     used is named on stderr, and the others are answered: exit status 1."""
 
     videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO…")] = ()
-    """Files, folders (with all below; one with JPEG frames alone is a video) and quoted patterns ('clips/**/*.mp4')."""
+    """Files, folders (with all below; one with JPEG frames alone is a video) and quoted patterns ('videos/**/*.mp4')."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     top: int = 5
     """How many classes to name for each video."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engines import QUANTISED, Engine, create_engine, default_cache_dir, default_precision
 from pipelines.clip import ClipSpec
+from pipelines.cpu import clip_of_frames
 from pipelines.errors import BadClip
 from pipelines.label_files import check_classes
 from pipelines.loader import Decoder, create_decoder
@@ -120,9 +121,13 @@ class Recognizer:
         """The class names, in the order of the logits."""
         return self.trained.classes
 
-    def __call__(self, video: str | Path | Video) -> Prediction:
+    def __call__(self, video: str | Path | Video | Tensor) -> Prediction:
         """What the network says of a video file or a folder of JPEG frames; of a scanned `Video`, without scanning it
-        again. Raises BadClip, which names the file and the reason, UserError for logits that are no numbers."""
+        again; of all frames of a video, RGB uint8 (N, H, W, 3). Raises BadClip, which names the file and the reason,
+        UserError for logits that are no numbers."""
+        if isinstance(video, Tensor):
+            views = clip_of_frames(video, self.spec).unflatten(0, (-1, self.spec.num_segments))
+            return self._prediction("frames", self.probabilities(views))
         [answer] = self._answers(self._decode([video], map))
         if isinstance(answer, BadClip):
             raise answer
@@ -181,13 +186,15 @@ class Recognizer:
             if isinstance(clip, BadClip):
                 yield clip
                 continue
-            probabilities = next(said)
-            if not torch.isfinite(probabilities).all():
-                raise UserError(
-                    f"{row.path}: its logits are NaN or infinite: the weights are beyond what the network can compute "
-                    f"with in {self.engine.spec.precision}"
-                )
-            yield Prediction(row.path, self.classes, probabilities)
+            yield self._prediction(row.path, next(said))
+
+    def _prediction(self, path: str, probabilities: Tensor) -> Prediction:
+        if not torch.isfinite(probabilities).all():
+            raise UserError(
+                f"{path}: its logits are NaN or infinite: the weights are beyond what the network can compute with in "
+                f"{self.engine.spec.precision}"
+            )
+        return Prediction(path, self.classes, probabilities)
 
     def probabilities(self, views: Tensor) -> Tensor:
         """float64 (classes,): the mean softmax of one video's views, uint8 (V, T, L, H, W, C)."""

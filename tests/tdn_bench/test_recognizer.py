@@ -3,8 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 import torch
+from PIL import Image
 from support.reference import CASES, released_state_dict
 from support.videos import flat_frames, write_video
 
@@ -114,8 +117,6 @@ def test_top(checkpoint: Path) -> None:
 
 
 def test_frames_in_a_folder(checkpoint: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     folder = tmp_path / "clip.v2"
     folder.mkdir()
     for i, picture in enumerate(flat_frames(9, 128, 64), 1):
@@ -125,6 +126,24 @@ def test_frames_in_a_folder(checkpoint: Path, tmp_path: Path) -> None:
         a, b = recognize(folder), recognize(video)
     assert sum(p for _, p in a.top(8)) == pytest.approx(1)
     torch.testing.assert_close(a.probabilities, b.probabilities, rtol=0, atol=0.05)  # a grey of 128, or nearly
+
+
+@pytest.mark.parametrize("views", [1, 30])
+def test_frames_that_are_decoded_already(checkpoint: Path, tmp_path: Path, views: int) -> None:
+    """As of a folder of such frames, to the last bit."""
+    folder = tmp_path / "frames"  # the name that the thirty views are drawn by
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(1, 41):
+        Image.fromarray(rng.integers(0, 256, (70, 90, 3), np.uint8)).save(folder / f"{i}.jpg")
+    files = [(folder / f"{i}.jpg").read_bytes() for i in range(1, 41)]
+    pictures = [simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False) for data in files]
+    frames = torch.from_numpy(np.stack(pictures))
+    with load_recognizer(checkpoint, device="cpu", views=views, network=NetworkFlags(size=64)) as recognize:
+        assert torch.equal(recognize(frames).probabilities, recognize(folder).probabilities)
+        for wrong in (frames.float(), frames[0], frames[..., :1], frames[:4], frames[:0]):
+            with pytest.raises(BadClip):
+                recognize(wrong)
 
 
 @pytest.mark.parametrize(
