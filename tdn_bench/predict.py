@@ -42,7 +42,7 @@ class Predict:
     used is named on stderr, and the others are answered: exit status 1."""
 
     videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO…")] = ()
-    """Files, folders (with all below; one with JPEG frames alone is a video) and quoted patterns ('videos/**/*.mp4')."""
+    """Files, folders (with all below; one of JPEG frames is a video) and quoted patterns ('videos/**/*.mp4')."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     top: int = 5
     """How many classes to name for each video."""
