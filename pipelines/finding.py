@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pipelines.errors import printable
 from pipelines.inside import Inside
 from pipelines.video import VIDEO_SUFFIXES
 
@@ -93,6 +94,12 @@ def find_named(names: Iterable[str]) -> Found:
                 order.setdefault(os.path.abspath(video), video)
     found.videos = list(order.values())
     return found
+
+
+def passed_over(ignored: Counter[str]) -> str:
+    """A sentence on files that are no videos, by suffix; "" without any."""
+    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ignored.most_common(5))
+    return printable(f"passed over as no videos: {kinds}{', …' if len(ignored) > 5 else ''}") if ignored else ""
 
 
 def _matches(pattern: str) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import DataError, printable
-from pipelines.finding import Found, is_picture, natural
+from pipelines.finding import Found, is_picture, natural, passed_over
 from pipelines.inside import Inside
 from pipelines.label_files import check_root
 from pipelines.video import NEEDED_SPLITS, SPLITS, VIDEO_SUFFIXES, Sample
@@ -46,7 +45,7 @@ def read_layout(root: Path, draw: int, allow_outside: bool = False) -> Layout:
     if splits:
         if draw != 1:
             raise DataError(f"{root}: its folders say the split, so there is no --split {draw}; leave it out")
-        _check_splits(top, names, splits)
+        _check_splits(top, names, splits, inside)
         by_split: dict[str, Videos] = {}
         for name, split in splits.items():
             notes.append(_loose(os.path.join(top, name), top))
@@ -101,13 +100,6 @@ def _share(path: str, draw: int) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def passed_over(ignored: Counter[str]) -> str:
-    """A sentence on files that are no videos; "" without any."""
-    kinds = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in ignored.most_common(5))
-    more = ", …" if len(ignored) > 5 else ""
-    return printable(f"{ignored.total()} files that are no videos were passed over: {kinds}{more}") if ignored else ""
-
-
 def _folders(path: str) -> list[str]:
     """The folders in a folder, in natural order. Raises DataError where it cannot be listed."""
     try:
@@ -129,15 +121,15 @@ def _loose(path: str, top: str) -> str:
     names = [name for name in os.listdir(path) if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
     count = sum(not os.path.isdir(os.path.join(path, name)) for name in names)
     where = os.path.relpath(path, top) if path != top else "the data set's folder"
-    return printable(f"left out, because in no class's folder: {count} videos in {where}") if count else ""
+    return printable(f"videos in no class's folder are left out: {count} in {where}") if count else ""
 
 
-def _check_splits(top: str, names: Sequence[str], splits: dict[str, str]) -> None:
+def _check_splits(top: str, names: Sequence[str], splits: dict[str, str], inside: Inside | None) -> None:
     """Raise DataError where folders beside those of splits hold videos, or two stand for one split."""
     for name in names:
         found = Found()
         if name not in splits:
-            found.add(os.path.join(top, name))
+            found.add(os.path.join(top, name), inside)
             if found.videos:
                 split = next(iter(splits))
                 raise DataError(

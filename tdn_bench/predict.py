@@ -13,8 +13,7 @@ from tyro.conf import Positional, arg
 
 from engines import QUANTISED, EngineUnavailable, why_unavailable
 from pipelines.errors import BadClip, printable
-from pipelines.finding import find_named
-from pipelines.folders import passed_over
+from pipelines.finding import find_named, passed_over
 from pipelines.label_files import class_lines
 from pipelines.processes import max_workers
 from tdn_bench.cli import NetworkFlags, parse, run_command
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_not_read(config.output, [*videos, str(checkpoint)])
     bad = 0
     shown = config.output is None and sys.stdout.isatty()  # then the answers themselves say how far it is
-    with open_output(config.output) as file, config.open(checkpoint, len(videos)) as recognize:
+    with config.open(checkpoint, len(videos)) as recognize, open_output(config.output) as file:
         writer = Writer(file, config.format, config.top)
         bar = nullcontext(lambda more: None) if shown else progress("Predicting", len(videos), "videos")
         with bar as advance:

@@ -18,6 +18,7 @@ from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip, printable
 from pipelines.files import write_whole
 from pipelines.plan import ClipPlan
+from pipelines.video import UNKNOWN_LABEL
 from tdn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def strips(
         return [Strip((video.id, f"cannot be used: {clip.reason}"))]
     label = _class(video.sample.label, classes)
     if plan.flip:
-        mirrored = _class(plan.label, classes)
-        label += ", flipped" if plan.label == video.sample.label else f" → {mirrored}, flipped"
+        swaps = video.sample.label not in (UNKNOWN_LABEL, plan.label)
+        label += f" → {_class(plan.label, classes)}, flipped" if swaps else ", flipped"
     x, y, width, height = plan.crop
     found = []
     views = clip.cpu().unflatten(0, (-1, spec.num_segments)).numpy()
@@ -106,9 +107,8 @@ def _page(title: str, found: Sequence[Strip]) -> str:
             data = base64.b64encode(_png(Image.fromarray(mosaic(strip.frames)))).decode()
             picture = f'<img alt="" src="data:image/png;base64,{data}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(printable(title))}</title>"
     return f"<!doctype html>\n<html lang=en>{head}<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
 
 

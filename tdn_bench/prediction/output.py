@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -27,12 +27,21 @@ Answer = Prediction | BadClip
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Where answers go: to stdout, or to a file that takes its place when all have been written."""
+    """Where answers go: to stdout, or to a file that takes its place when all have been written. Where that does not
+    come to pass, no folder stays that was made for it."""
     if path is None:
         yield sys.stdout
         return
-    with whole_file(path.resolve()) as whole, whole.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        yield file
+    path = path.resolve()
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with whole_file(path) as whole, whole.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+        raise
 
 
 def check_not_read(output: Path | None, files: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ def test_split_folders_in_any_case(tmp_path: Path) -> None:
     assert all(sample.path == str(tmp_path / sample.id) for sample in found.samples)
     assert found.notes == (
         "without a video in validation: class 'pull it'",
-        "1 files that are no videos were passed over: 1 .txt",
+        "passed over as no videos: 1 .txt",
     )
 
 
@@ -65,7 +65,7 @@ def test_class_folders_and_a_drawn_split(tmp_path: Path) -> None:
     assert held[0] != held[1] != held[2] != held[0]
     assert read(tmp_path) == draws[0]
     said = " / ".join(draws[0].notes)
-    for note in ("1 videos in the data set's folder", "without any video: class 'none'", "passed over: 1 .txt"):
+    for note in ("left out: 1 in the data set's folder", "without any video: class 'none'", "as no videos: 1 .txt"):
         assert note in said
 
 

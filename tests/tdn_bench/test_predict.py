@@ -71,7 +71,7 @@ def test_json_lines_hold_every_video_in_order(checkpoint, videos, capsys):
         assert all(expected[row["video"]].classes[found["class_index"]] == found["class"] for found in row["top"])
     assert "v/broken.mp4: not a readable video" in said.err
     assert "gone.mp4: no such file" in said.err
-    assert "1 files that are no videos were passed over: 1 .txt" in said.err
+    assert "passed over as no videos: 1 .txt" in said.err
     assert "2 of 5 videos could not be used" in said.err
     assert "\x1b" not in said.err
 
@@ -110,7 +110,7 @@ def test_output_is_whole_or_not_there(checkpoint, videos, tmp_path, capsys):
     assert Path(videos[0]).read_bytes() == before
     assert run(checkpoint, videos[0], "--output", tmp_path) == 2
     assert run(tmp_path / "none.safetensors", videos[0], "--output", "other/said.txt") == 2
-    assert not Path("other/said.txt").exists()
+    assert not Path("other").exists()
 
 
 def test_ctrl_c_leaves_no_cut_file(checkpoint, videos):
@@ -119,18 +119,20 @@ def test_ctrl_c_leaves_no_cut_file(checkpoint, videos):
         os.link(videos[0], f"many/{i}.webm")
     command = [sys.executable, "-m", "tdn_bench.predict", "many", "--checkpoint", str(checkpoint), "--device", "cpu"]
     process = subprocess.Popen(
-        [*command, "--format", "csv", "--output", "said.csv"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--format", "csv", "--output", "new/said.csv"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     for _ in range(600):  # until it writes
-        if any(path.stat().st_size for path in Path().glob(".saving-*")) or process.poll() is not None:
+        if any(path.stat().st_size for path in Path("new").glob(".saving-*")) or process.poll() is not None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.strip().endswith("interrupted")
-    assert not Path("said.csv").exists()
-    assert not list(Path().glob(".saving-*"))
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,7 @@ def test_what_is_assumed_of_a_released_file_is_said(videos, tmp_path, capsys):
     assert {row["class"] for row in json.loads(said.out)["top"]} <= {f"name {i}" for i in range(10)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_int8_is_calibrated_on_videos_that_are_named(checkpoint, videos, engine, capsys):
     pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))

@@ -1,6 +1,7 @@
 """Videos in, class names out: the same as `evaluate` says, from a checkpoint alone."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from support.reference import CASES, released_state_dict
 from support.videos import flat_frames, write_video
 
+from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip, DataError
+from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench import load_recognizer
 from tdn_bench.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -19,7 +22,7 @@ from tdn_bench.cli import DataFlags, NetworkFlags, run_command
 from tdn_bench.correctness.scores import load_scores
 from tdn_bench.errors import UserError
 from tdn_bench.evaluate import main as evaluate
-from tdn_bench.recognizer import Prediction
+from tdn_bench.recognizer import Prediction, read_clips
 
 
 def with_classes(source: Path, path: Path, classes: object) -> Path:
@@ -196,6 +199,19 @@ def test_weights_that_compute_no_numbers(checkpoint: Path, manifest: Manifest, t
     write_tensors(path, tensors, {k: v for k, v in notes.items() if k != "format"})
     with load_recognizer(path, device="cpu") as recognize, pytest.raises(UserError, match="NaN or infinite"):
         recognize(manifest.split("validation")[0].path)
+
+
+def test_clips_to_calibrate_on(manifest: Manifest, tmp_path: Path) -> None:
+    """Of each video the one that `recognize` sees, in batches of eight."""
+    videos = [video.path for video in manifest.split("train")][:9]
+    spec = ClipSpec(4, size=64)
+    batches = read_clips(videos, replace(spec, num_clips=10, num_crops=3))
+    assert [batch.shape for batch in batches] == [(8, *spec.shape), (1, *spec.shape)]
+    with ClipLoader(manifest.split("train")[:9], spec, 9, workers=1) as loader:
+        [expected] = loader.epoch()
+    assert torch.equal(torch.cat(batches), expected.frames)
+    with pytest.raises(BadClip, match="no such file"):
+        read_clips([videos[0], tmp_path / "gone.mp4"], spec)
 
 
 def test_another_number_of_views(checkpoint: Path) -> None:
