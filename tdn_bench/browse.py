@@ -45,11 +45,11 @@ class Browse:
     of training, or as an evaluation takes them. Only the videos that are shown are looked at."""
 
     name: Positional[DatasetName | None] = None
-    """How --data is organised and annotated, as --dataset says it."""
+    """How --data is annotated. The same as --dataset."""
     data: DataFlags = field(default_factory=DataFlags)
     network: NetworkFlags = field(default_factory=NetworkFlags)
     recipe: RecipeName | None = None
-    """Take the clips of this recipe: network, T, sizes and crops."""
+    """Take the clips of this recipe. Network, T, size and crops are its."""
     subset: Literal["train", "validation", "test"] = "train"
     """Which videos."""
     mode: Literal["auto", "training", "evaluation"] = "auto"
@@ -57,19 +57,19 @@ class Browse:
     seed: int = 0
     """Seed of the augmentation, as `train` has it."""
     epoch: int = 0
-    """Epoch of training whose clips are drawn, from 0 on."""
+    """Epoch of training. Its clips are drawn; from 0 on."""
     views: Literal[1, 30] = 1
-    """Of an evaluation: one clip and crop, or ten clips × three crops of 256 pixels."""
+    """Views of an evaluation. One clip and crop, or ten clips × three crops of 256 pixels."""
     frames: Literal["centre", "all"] = "centre"
     """Show the centre frame of every segment, or all L of them."""
     limit: int = 8
-    """How many videos, evenly spaced over the split."""
+    """How many videos. Evenly spaced over the split."""
     backend: Literal["pyav", "dali"] = "pyav"
     """What decodes; DALI on the GPU where there is one."""
     format: Literal["png", "html"] = "png"
     """A picture, or a page that needs no other file."""
     out: Path | None = None
-    """The file; default: runs/browse-<subset>.<format>."""
+    """The file. Default: runs/browse-<subset>.<format>."""
 
     def spec(self) -> ClipSpec:
         """The clips. Raises UserError for flags that cannot be."""

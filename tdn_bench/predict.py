@@ -41,7 +41,7 @@ class Predict:
     used is named on stderr, and the others are answered: exit status 1."""
 
     videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO…")] = ()
-    """Files, folders (with all below; one of JPEG frames is a video) and quoted patterns ('videos/**/*.mp4')."""
+    """Files, folders, quoted patterns. A folder with all below it; one of JPEG frames is a video; 'videos/**/*.mp4'."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     top: int = 5
     """How many classes to name for each video."""
@@ -50,11 +50,11 @@ class Predict:
     precision: Precision = "auto"
     """Precision of the network's arithmetic. auto: fp32 on a CPU, fp16 on a GPU."""
     views: Literal[1, 30] = 1
-    """1: a clip from the middle, the centre crop. 30: ten clips × three crops of 256 pixels, averaged."""
+    """Views of each video. 1: a clip from the middle, the centre crop. 30: ten clips × three crops of 256 pixels, averaged."""
     format: Literal["table", "json", "csv"] = "table"
-    """table, for people; json: an object a line and video; csv: a row for each class that is named."""
+    """How answers look. table: for people; json: an object a line and video; csv: a row for each class that is named."""
     output: Path | None = None
-    """Write to this file, whole or not at all, instead of to the terminal."""
+    """Write to this file. It is there whole or not at all."""
     limit: int | None = None
     """Look at the first N videos only."""
     device: str = "auto"
@@ -64,9 +64,9 @@ class Predict:
     batch_size: int = 16
     """Views that the network takes at a time."""
     class_names: Path | None = None
-    """For a checkpoint that knows no class names (the authors'): a text file with one a line, in its order."""
+    """File of class names. For a checkpoint that knows none (the authors'): a text file with one a line, in its order."""
     calibrate_on: tuple[str, ...] = ()
-    """For int8 and fp8: videos to calibrate on, best of those that it was trained on; 64 of them are read."""
+    """Videos to calibrate int8 and fp8 on. Best of those that it was trained on; 64 of them are read."""
     workers: int | None = None
     """Threads that scan and decode; default: one per core."""
 

@@ -143,7 +143,7 @@ class DataFlags:
 class SourceFlags:
     """Where a data set lies, and what annotates it."""
 
-    root: Path | None = None
+    root: Annotated[Path | None, arg(aliases=("--data",))] = None
     """The data set's folder, as it is distributed; of lists: the folder that their paths are relative to."""
     split: int = 1
     """Which official split: 1, 2 or 3 of UCF101 and HMDB51; of folders that say no split, which of three draws."""
