@@ -50,9 +50,9 @@ class Predict:
     precision: Precision = "auto"
     """Precision of the network's arithmetic. auto: fp32 on a CPU, fp16 on a GPU."""
     views: Literal[1, 30] = 1
-    """Views of each video. 1: a clip from the middle, the centre crop. 30: ten clips × three crops of 256 pixels, averaged."""
+    """Views of each video. 1: a clip from the middle, the centre crop. 30: ten clips × three crops of 256 pixels."""
     format: Literal["table", "json", "csv"] = "table"
-    """How answers look. table: for people; json: an object a line and video; csv: a row for each class that is named."""
+    """How answers look. table: for people; json: a line for each video; csv: a row for each class that is named."""
     output: Path | None = None
     """Write to this file. It is there whole or not at all."""
     limit: int | None = None
@@ -64,7 +64,7 @@ class Predict:
     batch_size: int = 16
     """Views that the network takes at a time."""
     class_names: Path | None = None
-    """File of class names. For a checkpoint that knows none (the authors'): a text file with one a line, in its order."""
+    """File of class names. For a checkpoint that knows none (the authors'): one a line, in its order."""
     calibrate_on: tuple[str, ...] = ()
     """Videos to calibrate int8 and fp8 on. Best of those that it was trained on; 64 of them are read."""
     workers: int | None = None
