@@ -1,0 +1,170 @@
+"""Panels as a strip (segments across, panels down) and as an animation (panels side by side, the clip's frames in turn)."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tdn_bench.reporting.plots import plot_text
+from tdn_bench.visualizing.panels import COLOUR_MAP, Histogram, Panel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_COLUMNS = 8
+CELL, GAP, LABELS, BARS, HEAD, MARGIN = 1.3, 0.05, 2.25, 0.75, 0.85, 0.12  # inches
+TILE, TILE_HEAD, TILE_FOOT, TILES_ACROSS = 2.4, 0.85, 0.45, 4
+DPI = 110
+SERIES = ("#0072B2", "#E69F00")  # Okabe and Ito's blue and orange
+
+
+def columns_of(segments: int) -> list[int]:
+    """The segments that a strip shows: all, or eight at equal distances from the first to the last."""
+    return np.linspace(0, segments - 1, min(segments, MOST_COLUMNS)).round().astype(int).tolist()
+
+
+def segment_at(segment: int, segments: int, own: int) -> int:
+    """Of a network with `own` segments, the one at the place of another's `segment` of `segments`."""
+    return (2 * segment + 1) * own // (2 * segments)
+
+
+def strip(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> bytes:
+    """A PNG file: the first panel's segments are the columns."""
+    from matplotlib.figure import Figure
+
+    first = panels[0]
+    assert isinstance(first, Panel) and first.numbers is not None
+    segments, columns = len(first.pictures), columns_of(len(first.pictures))
+    rows = [(p, k) for p in panels for k in (p.rows if isinstance(p, Panel) else (0,))]
+    width = 2 * MARGIN + LABELS + len(columns) * (CELL + GAP) + BARS
+    height = 2 * MARGIN + HEAD + len(rows) * (CELL + GAP)
+    figure = Figure((width, height), dpi=DPI, facecolor="white")
+
+    def place(row: int, left: float, wide: float, below: float = 0.0, high: float = CELL) -> Axes:
+        bottom = height - MARGIN - HEAD - (row + 1) * CELL - row * GAP + below
+        return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+    def heading(left: float, down: float, text: str, **how: object) -> None:
+        figure.text(left / width, 1 - down / height, text, va="top", **how)  # type: ignore[arg-type]
+
+    heading(MARGIN, MARGIN, plot_text(title), fontsize=13, weight="bold")
+    heading(MARGIN, MARGIN + 0.27, subtitle, fontsize=9, color="#444444")
+    begun: set[int] = set()
+    for row, (panel, k) in enumerate(rows):
+        top = MARGIN + HEAD + row * (CELL + GAP)
+        if id(panel) not in begun:
+            begun.add(id(panel))
+            _say(heading, panel.lines, MARGIN, top)
+        for place_in_row, t in enumerate(columns):
+            left = MARGIN + LABELS + place_in_row * (CELL + GAP)
+            own = segment_at(t, segments, len(panel.pictures if isinstance(panel, Panel) else panel.shares))
+            if isinstance(panel, Histogram):
+                _bars(place(row, left, CELL, 0.22, CELL - 0.22), panel, own, legend=not place_in_row)
+                continue
+            axes = place(row, left, CELL)
+            axes.imshow(panel.pictures[own, k], interpolation="nearest", aspect="auto")
+            axes.axis("off")
+            number = None if panel.numbers is None else panel.numbers[own, k]
+            if row == 0:
+                axes.set_title(f"frame {number}", fontsize=8.5, pad=3, color="#444444")
+            elif number is not None and number != first.numbers[t, first.rows[0]]:
+                box = {"facecolor": "black", "alpha": 0.55, "pad": 1.2, "edgecolor": "none"}
+                axes.text(0.03, 0.04, f"frame {number}", transform=axes.transAxes, fontsize=7, color="white", bbox=box)
+        if isinstance(panel, Panel) and panel.bar is not None:
+            left = MARGIN + LABELS + len(columns) * (CELL + GAP) + 0.08
+            _colour_bar(place(row, left, 0.12, 0.06, CELL - 0.12), panel.bar, vertical=True)
+    return _png(figure)
+
+
+def animation(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> Iterator[np.ndarray]:
+    """uint8 (H, W, 3), both even, for each frame of the first panel in turn; without histograms."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tiles = [p for p in panels if isinstance(p, Panel)]
+    first = tiles[0]
+    assert first.numbers is not None
+    across = min(len(tiles), TILES_ACROSS)
+    down, deep = -(-len(tiles) // across), TILE + TILE_HEAD + TILE_FOOT
+    width, height = 2 * MARGIN + across * (TILE + 2 * GAP) - 2 * GAP, 2 * MARGIN + HEAD - 0.1 + down * deep
+    width, height = (2 * round(side * DPI / 2) / DPI for side in (width, height))  # H.264 takes even sizes
+    figure = Figure((width, height), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def heading(left: float, down: float, text: str, **how: object) -> None:
+        figure.text(left / width, 1 - down / height, text, va="top", **how)  # type: ignore[arg-type]
+
+    heading(MARGIN, MARGIN, plot_text(title), fontsize=13, weight="bold")
+    heading(MARGIN, MARGIN + 0.27, subtitle, fontsize=9, color="#444444")
+    said = figure.text(1 - MARGIN / width, 1 - MARGIN / height, "", va="top", ha="right", fontsize=9, color="#444444")
+    images = []
+    for i, panel in enumerate(tiles):
+        left = MARGIN + (i % across) * (TILE + 2 * GAP)
+        top = MARGIN + HEAD - 0.1 + (i // across) * deep
+        _say(heading, panel.lines, left, top, width=34)
+        box = (left / width, 1 - (top + TILE_HEAD + TILE) / height, TILE / width, TILE / height)
+        axes = figure.add_axes(box)
+        axes.axis("off")
+        images.append(axes.imshow(panel.pictures[0, 0], interpolation="nearest", aspect="auto"))
+        if panel.bar is not None:
+            wide = TILE - 0.6
+            box = ((left + 0.3) / width, 1 - (top + TILE_HEAD + TILE + 0.18) / height, wide / width, 0.1 / height)
+            _colour_bar(figure.add_axes(box), panel.bar, vertical=False)
+    segments, each = first.numbers.shape
+    for t in range(segments):
+        for k in range(each):
+            said.set_text(f"segment {t + 1} of {segments}, frame {first.numbers[t, k]}")
+            for image, panel in zip(images, tiles, strict=True):
+                own = panel.pictures[segment_at(t, segments, len(panel.pictures))]
+                image.set_data(own[segment_at(k, each, len(own))])
+            canvas.draw()
+            yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _say(heading, lines: Sequence[str], left: float, top: float, width: int = 27) -> None:  # type: ignore[no-untyped-def]
+    """Lines of text down from `top`, the first in bold; long ones go on in the next."""
+    wrapped = [(part, not i) for i, line in enumerate(lines) for part in textwrap.wrap(plot_text(line), width)]
+    for i, (text, bold) in enumerate(wrapped):
+        style = {"weight": "bold", "color": "black"} if bold else {"color": "#333333"}
+        heading(left, top + 0.03 + 0.165 * i, text, fontsize=9, **style)
+
+
+def _colour_bar(axes: Axes, ends: tuple[str, str, str], *, vertical: bool) -> None:
+    ramp = np.linspace(0, 1, 128)
+    axes.imshow(ramp[::-1, None] if vertical else ramp[None], cmap=COLOUR_MAP, aspect="auto")
+    places = (127, 63.5, 0) if vertical else (0, 63.5, 127)
+    side, none = (axes.yaxis, axes.xaxis) if vertical else (axes.xaxis, axes.yaxis)
+    none.set_ticks([])
+    side.set_ticks([p for p, text in zip(places, ends, strict=True) if text], [text for text in ends if text])
+    if vertical:
+        side.tick_right()
+    axes.tick_params(labelsize=8, length=0, pad=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _bars(axes: Axes, histogram: Histogram, segment: int, *, legend: bool) -> None:
+    edges = np.linspace(-histogram.limit, histogram.limit, histogram.shares.shape[-1] + 1)
+    for name, shares, colour in zip(histogram.series, histogram.shares[segment], SERIES, strict=False):
+        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
+        axes.stairs(shares, edges, color=colour, linewidth=1, label=name)
+    axes.set_ylim(0, float(histogram.shares.max()) * 1.08)
+    axes.set_yticks([])
+    axes.set_xticks([-histogram.limit, 0, histogram.limit], [f"−{histogram.limit:.2g}", "0", f"{histogram.limit:.2g}"])
+    for label, where in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(where)
+    axes.tick_params(labelsize=7, length=2, pad=1)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    if legend:
+        axes.legend(fontsize=6.5, frameon=False, loc="upper left", borderpad=0, handlelength=1, borderaxespad=0.1)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
