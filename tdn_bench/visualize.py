@@ -16,7 +16,7 @@ from pipelines.scan import as_video
 from tdn_bench.cli import parse, pick_device, run_command
 from tdn_bench.cli.progress import progress
 from tdn_bench.errors import UserError
-from tdn_bench.records import check_folder, default_folder
+from tdn_bench.records import check_folder
 from tdn_bench.visualizing.grad_cam import Stage
 from tdn_bench.visualizing.looking import SHOWN, Looker, load_subjects
 from tdn_bench.visualizing.writing import FORMATS, check_formats, stems, write
@@ -50,7 +50,7 @@ class Visualize:
     """What to show, with commas between: grad-cam, differences (S-TDM), gates (L-TDM)."""
     format: str = "png"
     """The files to write, with commas between: png (a strip), mp4, webp (animations)."""
-    output: Path = default_folder("visualize")
+    output: Path = Path("runs/visualize")
     """Folder for the pictures. Those of an earlier run on the same videos are replaced."""
     device: str = "auto"
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
@@ -104,7 +104,9 @@ def find_class(name: str, classes: Sequence[str]) -> int | None:
     if name == "top":
         return None
     alike = get_close_matches(name.casefold(), folded, 3, 0.4)
-    which = ", ".join(printable(repr(classes[folded.index(c)])) for c in alike) or f"{len(classes)} classes, none like it"
+    which = (
+        ", ".join(printable(repr(classes[folded.index(c)])) for c in alike) or f"{len(classes)} classes, none like it"
+    )
     raise UserError(f"--class {name!r}: not a class of the checkpoint; it knows {which}")
 
 

@@ -1,23 +1,23 @@
-"""Panels as a strip (segments across, panels down) and as an animation (panels side by side, the clip's frames in turn)."""
+"""Panels as a strip, segments across, and as an animation, panels side by side and the clip's frames in turn."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdn_bench.reporting.plots import plot_text
+from pipelines.errors import printable
 from tdn_bench.visualizing.panels import COLOUR_MAP, Histogram, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COLUMNS = 8
-CELL, GAP, LABELS, BARS, HEAD, MARGIN = 1.3, 0.05, 2.25, 0.75, 0.85, 0.12  # inches
+MOST_COLUMNS, MOST_TEXT = 8, 80
+CELL, GAP, LABELS, BARS, HEAD, MARGIN, LEAST_WIDTH = 1.3, 0.05, 2.25, 0.75, 0.9, 0.12, 8.0  # inches
 TILE, TILE_HEAD, TILE_FOOT, TILES_ACROSS = 2.4, 0.85, 0.45, 4
 DPI = 110
 SERIES = ("#0072B2", "#E69F00")  # Okabe and Ito's blue and orange
@@ -33,15 +33,16 @@ def segment_at(segment: int, segments: int, own: int) -> int:
     return (2 * segment + 1) * own // (2 * segments)
 
 
-def strip(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> bytes:
+def strip(title: str, subtitles: Sequence[str], panels: Sequence[Panel | Histogram]) -> bytes:
     """A PNG file: the first panel's segments are the columns."""
     from matplotlib.figure import Figure
 
     first = panels[0]
-    assert isinstance(first, Panel) and first.numbers is not None
+    assert isinstance(first, Panel)
+    assert first.numbers is not None
     segments, columns = len(first.pictures), columns_of(len(first.pictures))
     rows = [(p, k) for p in panels for k in (p.rows if isinstance(p, Panel) else (0,))]
-    width = 2 * MARGIN + LABELS + len(columns) * (CELL + GAP) + BARS
+    width = max(2 * MARGIN + LABELS + len(columns) * (CELL + GAP) + BARS, LEAST_WIDTH)
     height = 2 * MARGIN + HEAD + len(rows) * (CELL + GAP)
     figure = Figure((width, height), dpi=DPI, facecolor="white")
 
@@ -49,17 +50,14 @@ def strip(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> byt
         bottom = height - MARGIN - HEAD - (row + 1) * CELL - row * GAP + below
         return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
-    def heading(left: float, down: float, text: str, **how: object) -> None:
-        figure.text(left / width, 1 - down / height, text, va="top", **how)  # type: ignore[arg-type]
-
-    heading(MARGIN, MARGIN, plot_text(title), fontsize=13, weight="bold")
-    heading(MARGIN, MARGIN + 0.27, subtitle, fontsize=9, color="#444444")
+    write = _writer(figure)
+    _title(write, title, subtitles, width)
     begun: set[int] = set()
     for row, (panel, k) in enumerate(rows):
         top = MARGIN + HEAD + row * (CELL + GAP)
         if id(panel) not in begun:
             begun.add(id(panel))
-            _say(heading, panel.lines, MARGIN, top)
+            _say(write, panel.lines, MARGIN, top)
         for place_in_row, t in enumerate(columns):
             left = MARGIN + LABELS + place_in_row * (CELL + GAP)
             own = segment_at(t, segments, len(panel.pictures if isinstance(panel, Panel) else panel.shares))
@@ -75,13 +73,15 @@ def strip(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> byt
             elif number is not None and number != first.numbers[t, first.rows[0]]:
                 box = {"facecolor": "black", "alpha": 0.55, "pad": 1.2, "edgecolor": "none"}
                 axes.text(0.03, 0.04, f"frame {number}", transform=axes.transAxes, fontsize=7, color="white", bbox=box)
+        left = MARGIN + LABELS + len(columns) * (CELL + GAP) + 0.08
         if isinstance(panel, Panel) and panel.bar is not None:
-            left = MARGIN + LABELS + len(columns) * (CELL + GAP) + 0.08
             _colour_bar(place(row, left, 0.12, 0.06, CELL - 0.12), panel.bar, vertical=True)
+        elif isinstance(panel, Panel):
+            write(left, top + CELL / 2 - 0.06, panel.names[panel.rows.index(k)], fontsize=8)
     return _png(figure)
 
 
-def animation(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) -> Iterator[np.ndarray]:
+def animation(title: str, subtitles: Sequence[str], panels: Sequence[Panel | Histogram]) -> Iterator[np.ndarray]:
     """uint8 (H, W, 3), both even, for each frame of the first panel in turn; without histograms."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,25 +96,25 @@ def animation(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) ->
     figure = Figure((width, height), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
-    def heading(left: float, down: float, text: str, **how: object) -> None:
-        figure.text(left / width, 1 - down / height, text, va="top", **how)  # type: ignore[arg-type]
-
-    heading(MARGIN, MARGIN, plot_text(title), fontsize=13, weight="bold")
-    heading(MARGIN, MARGIN + 0.27, subtitle, fontsize=9, color="#444444")
+    write = _writer(figure)
+    _title(write, title, subtitles, width)
     said = figure.text(1 - MARGIN / width, 1 - MARGIN / height, "", va="top", ha="right", fontsize=9, color="#444444")
+    said.set_animated(True)
     images = []
     for i, panel in enumerate(tiles):
         left = MARGIN + (i % across) * (TILE + 2 * GAP)
         top = MARGIN + HEAD - 0.1 + (i // across) * deep
-        _say(heading, panel.lines, left, top, width=34)
+        _say(write, panel.lines, left, top, width=34, most=5)
         box = (left / width, 1 - (top + TILE_HEAD + TILE) / height, TILE / width, TILE / height)
         axes = figure.add_axes(box)
         axes.axis("off")
-        images.append(axes.imshow(panel.pictures[0, 0], interpolation="nearest", aspect="auto"))
+        images.append(axes.imshow(panel.pictures[0, 0], interpolation="nearest", aspect="auto", animated=True))
         if panel.bar is not None:
             wide = TILE - 0.6
             box = ((left + 0.3) / width, 1 - (top + TILE_HEAD + TILE + 0.18) / height, wide / width, 0.1 / height)
             _colour_bar(figure.add_axes(box), panel.bar, vertical=False)
+    canvas.draw()
+    background = canvas.copy_from_bbox(figure.bbox)  # all but what changes
     segments, each = first.numbers.shape
     for t in range(segments):
         for k in range(each):
@@ -122,27 +122,53 @@ def animation(title: str, subtitle: str, panels: Sequence[Panel | Histogram]) ->
             for image, panel in zip(images, tiles, strict=True):
                 own = panel.pictures[segment_at(t, segments, len(panel.pictures))]
                 image.set_data(own[segment_at(k, each, len(own))])
-            canvas.draw()
+            canvas.restore_region(background)
+            for artist in (said, *images):
+                figure.draw_artist(artist)
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _say(heading, lines: Sequence[str], left: float, top: float, width: int = 27) -> None:  # type: ignore[no-untyped-def]
-    """Lines of text down from `top`, the first in bold; long ones go on in the next."""
-    wrapped = [(part, not i) for i, line in enumerate(lines) for part in textwrap.wrap(plot_text(line), width)]
-    for i, (text, bold) in enumerate(wrapped):
+Write = Callable[..., None]
+
+
+def _writer(figure: Figure) -> Write:
+    """Writes text to the right of and below a point, in inches from the figure's top left corner."""
+    width, height = figure.get_size_inches()
+
+    def write(left: float, top: float, text: str, **style: object) -> None:
+        figure.text(left / width, 1 - top / height, text, va="top", parse_math=False, **style)  # type: ignore[arg-type]
+
+    return write
+
+
+def _cut(text: str, most: int) -> str:
+    """Text from data on one line of at most so many characters."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _title(write: Write, title: str, subtitles: Sequence[str], width: float) -> None:
+    write(MARGIN, MARGIN, _cut(title, int(8.5 * width)), fontsize=13, weight="bold")
+    for i, line in enumerate(subtitles):
+        write(MARGIN, MARGIN + 0.27 + 0.165 * i, _cut(line, int(13 * width)), fontsize=9, color="#444444")
+
+
+def _say(write: Write, lines: Sequence[str], left: float, top: float, width: int = 27, most: int = 7) -> None:
+    """Lines of text down from `top`, the first in bold; long ones go on in the next, `most` at all."""
+    wrapped = [(part, not i) for i, line in enumerate(lines) for part in textwrap.wrap(_cut(line, MOST_TEXT), width)]
+    for i, (text, bold) in enumerate(wrapped[:most]):
         style = {"weight": "bold", "color": "black"} if bold else {"color": "#333333"}
-        heading(left, top + 0.03 + 0.165 * i, text, fontsize=9, **style)
+        write(left, top + 0.03 + 0.165 * i, text, fontsize=9, **style)
 
 
 def _colour_bar(axes: Axes, ends: tuple[str, str, str], *, vertical: bool) -> None:
     ramp = np.linspace(0, 1, 128)
     axes.imshow(ramp[::-1, None] if vertical else ramp[None], cmap=COLOUR_MAP, aspect="auto")
     places = (127, 63.5, 0) if vertical else (0, 63.5, 127)
-    side, none = (axes.yaxis, axes.xaxis) if vertical else (axes.xaxis, axes.yaxis)
-    none.set_ticks([])
-    side.set_ticks([p for p, text in zip(places, ends, strict=True) if text], [text for text in ends if text])
-    if vertical:
-        side.tick_right()
+    set_ticks, set_others = (axes.set_yticks, axes.set_xticks) if vertical else (axes.set_xticks, axes.set_yticks)
+    set_others([])
+    set_ticks([p for p, text in zip(places, ends, strict=True) if text], [text for text in ends if text])
+    axes.yaxis.tick_right()
     axes.tick_params(labelsize=8, length=0, pad=3)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -153,11 +179,12 @@ def _bars(axes: Axes, histogram: Histogram, segment: int, *, legend: bool) -> No
     for name, shares, colour in zip(histogram.series, histogram.shares[segment], SERIES, strict=False):
         axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
         axes.stairs(shares, edges, color=colour, linewidth=1, label=name)
-    axes.set_ylim(0, float(histogram.shares.max()) * 1.08)
+    axes.set_ylim(0, histogram.most * 1.08)
     axes.set_yticks([])
     axes.set_xticks([-histogram.limit, 0, histogram.limit], [f"−{histogram.limit:.2g}", "0", f"{histogram.limit:.2g}"])
-    for label, where in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(where)
+    low, _, high = axes.get_xticklabels()
+    low.set_horizontalalignment("left")
+    high.set_horizontalalignment("right")
     axes.tick_params(labelsize=7, length=2, pad=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if legend:

@@ -35,7 +35,9 @@ def grad_cam(classifier: FrameClassifier, frames: Tensor, target: int, stage: St
     from captum.attr import LayerGradCam  # takes seconds
 
     network = classifier.network
-    assert isinstance(network, SegmentNetwork) and not network.training and classifier.mean.dtype == torch.float32
+    assert isinstance(network, SegmentNetwork)
+    assert not network.training
+    assert classifier.mean.dtype == torch.float32
     layer: nn.Module = getattr(network, stage)
     fused = network.short_term is not None and stage != STAGES[-1]
     if fused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.clip import ClipSpec
-from pipelines.errors import BadClip, printable
+from pipelines.errors import BadClip
 from pipelines.loader import Decoder, create_decoder
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.processes import cores
@@ -63,10 +63,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was seen in one video: panels, what is said above them, and in the terminal."""
+    """What was seen in one video: panels, what is said above them, and (`line`) in the terminal."""
 
     title: str
-    subtitle: str
+    subtitles: Sequence[str]
     panels: Sequence[Panel | Histogram]
     line: str
 
@@ -159,7 +159,8 @@ class Looker:
             own = int(clip.probabilities.argmax())
             said.append(f"{subject.label} {names[own]} {clip.probabilities[own]:.0%}")
         if "grad-cam" in self.show:
-            for subject, clip in [*zip(self.subjects, clips, strict=True)][::-1]:  # as the paper: the full one last
+            beside = list(zip(self.subjects, clips, strict=True))
+            for subject, clip in [*beside[1:], beside[0]]:  # as in the paper, which has the full TDN last
                 heat, middles = self.heat(subject, clip, target)
                 lines = [subject.label, *self._answers(clip, target)]
                 panels.append(heat_panel(clip.pictures, clip.plan.frames, heat, middles, lines))
@@ -167,13 +168,15 @@ class Looker:
         if "differences" in self.show:
             panels += motion_panels(see_motion(classifier, frames, short_term(first.network, first.label)))
         if "gates" in self.show:
-            panels += gate_panels(
-                see_gates(classifier, frames, *long_term(first.network, first.label, self.stage))
-            )
-        subtitle = ""
+            panels += gate_panels(see_gates(classifier, frames, *long_term(first.network, first.label, self.stage)))
+        order = clips[0].probabilities.argsort(descending=True)[:3].tolist()
+        answers = ", ".join(f"{names[i]} {clips[0].probabilities[i]:.0%}" for i in order)
+        subtitles = [f"{first.label}: {answers}"]
         if "grad-cam" in self.show:
-            subtitle = f"Grad-CAM at {self.stage} for “{names[target]}”; colours relative to each row's largest"
-        return Looked(Path(video.path).name, subtitle, panels, "; ".join(said))
+            subtitles.append(
+                f"Grad-CAM at {self.stage} for “{names[target]}”. Colours: share of each row's largest heat"
+            )
+        return Looked(Path(video.path).name, subtitles, panels, "; ".join(said))
 
     def _answers(self, clip: Clip, target: int) -> list[str]:
         """The probability of the class that is looked for, and the network's own answer where it is another."""

@@ -14,31 +14,34 @@ from torch import Tensor
 from tdn_bench.visualizing.motion import Gates, Motion
 
 COLOUR_MAP = "cividis"  # the same to all eyes, and in grey
-OPACITY = 0.6  # of heat over a picture
+COVER = (0.35, 0.85)  # how much no heat, and the most, hide of the picture
 BINS = 41  # of a histogram; odd, so that "no change" is in the middle of one
 
 
 @dataclass(frozen=True)
 class Panel:
     """Pictures (T, K, H, W, 3) that belong together. `lines` are said beside them, the first as a heading; a strip has
-    a row for each of `rows`, pictures of a segment; `bar` says what the lowest, the middle and the highest colour of
-    the colour map mean; `numbers` (T, K) are the pictures' frames in the video."""
+    a row for each of `rows`, pictures of a segment, with `names` beside them; `bar` says what the lowest, the middle
+    and the highest colour of the colour map mean; `numbers` (T, K) are the pictures' frames in the video."""
 
     lines: Sequence[str]
     pictures: np.ndarray
     rows: Sequence[int] = (0,)
+    names: Sequence[str] = ("",)
     bar: tuple[str, str, str] | None = None
     numbers: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How the values of each segment are spread, from −`limit` to `limit`: shares (T, series, BINS) that sum to 1."""
+    """How the values of each segment are spread, from −`limit` to `limit`: shares (T, series, BINS) that sum to 1. A
+    share above `most` leaves the picture."""
 
     lines: Sequence[str]
     series: Sequence[str]
     shares: np.ndarray
     limit: float
+    most: float
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
@@ -50,14 +53,15 @@ def coloured(values: np.ndarray) -> np.ndarray:
 
 
 def overlaid(pictures: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Pictures (…, 3) in grey under the colours of heat (…) from 0 to 1."""
-    grey = pictures @ np.array([0.299, 0.587, 0.114])
-    return np.rint((1 - OPACITY) * grey[..., None] + OPACITY * coloured(heat)).astype(np.uint8)
+    """Pictures (…, 3) in grey under the colours of heat (…) from 0 to 1, which cover the more the hotter it is."""
+    opacity = (COVER[0] + (COVER[1] - COVER[0]) * heat)[..., None]
+    grey = (pictures @ np.array([0.299, 0.587, 0.114]))[..., None]
+    return np.rint((1 - opacity) * grey + opacity * coloured(heat)).astype(np.uint8)
 
 
 def frame_panel(pictures: np.ndarray, numbers: np.ndarray, lines: Sequence[str]) -> Panel:
     """The frames (T, L, H, W, 3) as the network reads them; of a strip, each segment's middle one."""
-    return Panel(lines, pictures, (pictures.shape[1] // 2,), None, numbers)
+    return Panel(lines, pictures, (pictures.shape[1] // 2,), numbers=numbers)
 
 
 def heat_panel(
@@ -70,7 +74,8 @@ def heat_panel(
     most = float(heat.max())
     shown = (heat / most if most > 0 else heat)[nearest].reshape(t, per_segment, *heat.shape[1:])
     said = [*lines, *([] if most > 0 else ["no evidence for it"])]
-    return Panel(said, overlaid(pictures, shown), (per_segment // 2,), ("none", "", "most"), numbers)
+    bar = "none", "", "most"
+    return Panel(said, overlaid(pictures, shown), (per_segment // 2,), bar=bar, numbers=numbers)
 
 
 def motion_panels(motion: Motion) -> list[Panel]:
@@ -86,6 +91,7 @@ def motion_panels(motion: Motion) -> list[Panel]:
             ["S-TDM: differences", "of consecutive frames", "grey: no change"],
             np.rint(127.5 + 127.5 * differences / most).astype(np.uint8),
             range(pairs),
+            [f"{k + 2} − {k + 1}" for k in range(pairs)],
         ),
         Panel(
             ["S-TDM: motion features", "mean over channels"],
@@ -112,9 +118,10 @@ def gate_panels(gates: Gates) -> list[Panel | Histogram]:
     ]
     limit = max(*(float(abs(v).max()) for v in values.values()), 1e-9)
     edges = np.linspace(-limit, limit, BINS + 1)
-    shares = [[np.histogram(segment, edges)[0] / segment.size for segment in v] for v in values.values()]
+    shares = np.array([[np.histogram(segment, edges)[0] / segment.size for segment in v] for v in values.values()])
+    most = max(shares[0, :-1].max(), shares[-1, 1:].max())  # without a neighbour all gates are alike
     lines = ["L-TDM: all gates", f"all channels, {gates.block}"]
-    return [*panels, Histogram(lines, list(values), np.array(shares).swapaxes(0, 1), limit)]
+    return [*panels, Histogram(lines, list(values), shares.swapaxes(0, 1), limit, float(most))]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from pipelines.files import whole_file, write_whole
 from tdn_bench.errors import UserError
 from tdn_bench.visualizing.drawing import animation, strip
 from tdn_bench.visualizing.looking import Looked
+from tdn_bench.visualizing.panels import Panel
 
 Format = Literal["png", "mp4", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -55,35 +56,34 @@ def stems(videos: Iterable[Path]) -> list[str]:
 
 def write(looked: Looked, folder: Path, stem: str, formats: Sequence[Format]) -> list[Path]:
     """Write a file of each format, whole or not at all; what had its name before is replaced. Raises OSError."""
-    what = looked.title, looked.subtitle, looked.panels
-    written = []
-    for kind in formats:
-        path = folder / f"{stem}.{kind}"
+    what, first = (looked.title, looked.subtitles, looked.panels), looked.panels[0]
+    assert isinstance(first, Panel)
+    per_second = first.pictures.shape[1] / SECONDS_PER_SEGMENT
+    pictures = list(animation(*what)) if set(formats) - {"png"} else []
+    paths = {kind: folder / f"{stem}.{kind}" for kind in formats}
+    for kind, path in paths.items():
         if kind == "png":
             write_whole(path, strip(*what))
         else:
-            first = looked.panels[0]
-            assert not hasattr(first, "shares")
-            (write_mp4 if kind == "mp4" else write_webp)(path, animation(*what), first.pictures.shape[1] / SECONDS_PER_SEGMENT)
-        written.append(path)
-    return written
+            (write_mp4 if kind == "mp4" else write_webp)(path, pictures, per_second)
+    return list(paths.values())
 
 
 def write_mp4(path: Path, pictures: Iterable[np.ndarray], per_second: Fraction) -> None:
     """H.264 that browsers play, of uint8 pictures (H, W, 3) with even sides."""
     import av
 
-    with whole_file(Path(os.path.realpath(path))) as temporary:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = None
-            for picture in pictures:
-                if stream is None:
-                    stream = container.add_stream("libx264", rate=per_second, options={"crf": "18"})
-                    stream.height, stream.width = picture.shape[:2]
-                    stream.pix_fmt = "yuv420p"
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            assert stream is not None
-            container.mux(stream.encode())
+    with (
+        whole_file(Path(os.path.realpath(path))) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=per_second, options={"crf": "18"})
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if not number:
+                stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_webp(path: Path, pictures: Iterable[np.ndarray], per_second: Fraction) -> None:
