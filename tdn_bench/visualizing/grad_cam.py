@@ -16,13 +16,13 @@ from tdn_bench.models import FrameClassifier, SegmentNetwork
 
 Stage = Literal["res2", "res3", "res4", "res5"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+STRIDES: dict[Stage, int] = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}  # pixels from cell to cell; I3D's res5: 16
 FEWEST_CELLS = 7  # on a side: Res5 of 224 pixels
 
 
 def default_stage(size: int) -> Stage:
     """The last stage whose maps of `size` × `size` pixels have at least 7 × 7 cells: Res5 of 224 pixels, Res3 of 64."""
-    fine = [stage for stage, stride in zip(STAGES, (4, 8, 16, 32), strict=True) if -(-size // stride) >= FEWEST_CELLS]
-    return fine[-1]
+    return [stage for stage, stride in STRIDES.items() if -(-size // stride) >= FEWEST_CELLS][-1]
 
 
 def grad_cam(classifier: FrameClassifier, frames: Tensor, target: int, stage: Stage) -> Tensor:
