@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COLUMNS, MOST_TEXT = 8, 80
+MOST_PLAYED = 32  # segments of an animation, which is held in memory
 CELL, GAP, LABELS, BARS, HEAD, MARGIN, LEAST_WIDTH = 1.3, 0.05, 2.25, 0.75, 0.9, 0.12, 8.0  # inches
 TILE, TILE_HEAD, TILE_FOOT, TILES_ACROSS = 2.4, 0.85, 0.45, 4
 DPI = 110
 SERIES = ("#0072B2", "#E69F00")  # Okabe and Ito's blue and orange
 
 
-def columns_of(segments: int) -> list[int]:
-    """The segments that a strip shows: all, or eight at equal distances from the first to the last."""
-    return np.linspace(0, segments - 1, min(segments, MOST_COLUMNS)).round().astype(int).tolist()
+def columns_of(segments: int, most: int) -> list[int]:
+    """The segments that are shown: all, or as many as may be, at equal distances from the first to the last."""
+    return np.linspace(0, segments - 1, min(segments, most)).round().astype(int).tolist()
 
 
 def segment_at(segment: int, segments: int, own: int) -> int:
@@ -40,7 +41,7 @@ def strip(title: str, subtitles: Sequence[str], panels: Sequence[Panel | Histogr
     first = panels[0]
     assert isinstance(first, Panel)
     assert first.numbers is not None
-    segments, columns = len(first.pictures), columns_of(len(first.pictures))
+    segments, columns = len(first.pictures), columns_of(len(first.pictures), MOST_COLUMNS)
     rows = [(p, k) for p in panels for k in (p.rows if isinstance(p, Panel) else (0,))]
     width = max(2 * MARGIN + LABELS + len(columns) * (CELL + GAP) + BARS, LEAST_WIDTH)
     height = 2 * MARGIN + HEAD + len(rows) * (CELL + GAP)
@@ -116,7 +117,7 @@ def animation(title: str, subtitles: Sequence[str], panels: Sequence[Panel | His
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)  # all but what changes
     segments, each = first.numbers.shape
-    for t in range(segments):
+    for t in columns_of(segments, MOST_PLAYED):
         for k in range(each):
             said.set_text(f"segment {t + 1} of {segments}, frame {first.numbers[t, k]}")
             for image, panel in zip(images, tiles, strict=True):

@@ -40,17 +40,19 @@ def check_formats(formats: Sequence[Format]) -> None:
             raise UserError("--format webp: this Pillow cannot write WebP; use --format mp4")
 
 
-def stems(videos: Iterable[Path]) -> list[str]:
+def stems(videos: Sequence[Path]) -> list[str]:
     """A name for the pictures of each video, that any file system takes: the video's, with a number where another video
-    has the same (or differs by case alone)."""
-    taken: set[str] = set()
+    has the same (or differs by case alone). None is one of the videos' own."""
+    taken = {video.stem.casefold() for video in videos}
     found = []
     for video in videos:
-        plain = re.sub(r"[^\w.-]+", "-", video.stem).strip("-.").encode()[:MOST_BYTES].decode(errors="ignore")
-        names = chain([plain or "video"], (f"{plain or 'video'}-{n}" for n in count(2)))
+        plain = (
+            re.sub(r"[^\w.-]+", "-", video.stem).strip("-.").encode()[:MOST_BYTES].decode(errors="ignore") or "video"
+        )
+        names = (f"{plain}{number}-visualized" for number in chain([""], (f"-{n}" for n in count(2))))
         name = next(n for n in names if n.casefold() not in taken)
         taken.add(name.casefold())
-        found.append(f"{name}-visualized")
+        found.append(name)
     return found
 
 
