@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = np.array(shares[subject.label, stage])
             first = shares[trained[0].label, stage]
             figures[name] = row = figures_of(found, found if subject is trained[0] else np.array(first))
-            samples[f"{name}_heat_on_object_percent"] = [round(x, 2) if math.isfinite(x) else x for x in found[:, 0]]
+            for what, column in (("object", 0), ("object_and_a_cell", 2)):
+                samples[f"{name}_on_{what}_percent"] = found[:, column].round(2).tolist()
             said = (f"{what}: {_text(row, what)}" for what in ("object", "object_and_a_cell"))
             print(f"{stage} {subject.label:28s} {'; '.join(said)}")
     record = make_record(

@@ -104,10 +104,8 @@ def find_class(name: str, classes: Sequence[str]) -> int | None:
     if name == "top":
         return None
     alike = get_close_matches(name.casefold(), folded, 3, 0.4)
-    which = (
-        ", ".join(printable(repr(classes[folded.index(c)])) for c in alike) or f"{len(classes)} classes, none like it"
-    )
-    raise UserError(f"--class {name!r}: not a class of the checkpoint; it knows {which}")
+    which = ", ".join(repr(classes[folded.index(c)]) for c in alike or folded[:3])
+    raise UserError(f"--class {name!r}: the checkpoint knows no such class; use one of its {len(classes)}, as {which}")
 
 
 if __name__ == "__main__":

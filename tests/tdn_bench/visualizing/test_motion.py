@@ -65,7 +65,7 @@ def test_gates_are_those_of_equations_4_to_7_and_what_the_network_uses(stage):
     )
     seen = see_gates(classifier, frames, block, module)
     handle.remove()
-    x, y = caught
+    x, y = caught["x"], caught["y"]
     assert seen.backward is not None
     with torch.no_grad():
         for t in range(4):

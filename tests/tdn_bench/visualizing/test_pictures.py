@@ -39,9 +39,8 @@ def panels(lines=("a network", "a class 93%")):
 
 
 def test_the_colours_are_those_of_the_bar():
-    assert coloured(np.array([0.0, 1.0])).tolist() == [
-        [round(255 * c) for c in colormaps["cividis"](x)[:3]] for x in (0, 255)
-    ]
+    ends = [list(colormaps["cividis"](x, bytes=True)[:3]) for x in (0, 255)]
+    assert coloured(np.array([0.0, 1.0])).tolist() == ends
 
 
 def test_heat_lies_over_the_frames_of_its_segment_by_its_share_of_the_largest():
@@ -137,7 +136,7 @@ def test_names_are_safe_and_each_video_has_its_own():
         f"{long}.mp4",
         "好" * 90,
     ]
-    found = stems(map(Path, videos))
+    found = stems(list(map(Path, videos)))
     assert found[:4] == [f"{name}-visualized" for name in ("clip", "clip-2", "clip-2-2", "CLIP-3")]
     assert len({name.casefold() for name in found}) == len(videos)
     for name in found:
