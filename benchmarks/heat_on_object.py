@@ -32,6 +32,7 @@ from tdn_bench.visualizing.looking import Looker, Subject, load_subjects
 from tdn_bench.visualizing.on_object import dilated, masks_of, share_on_object
 
 UNTRAINED = "untrained "
+MASKS = {"object": 0, "object_and_a_cell": 2}  # their columns of heat; beside each that of its area
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,30 @@ def mean(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(found.low), float(found.high))
 
 
-def figures_of(shares: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+def stated(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean of percentages with its interval, as a record's figures."""
+    found = mean(values.tolist())
+    return {f"{name}_percent": found.value, f"{name}_low_percent": found.low, f"{name}_high_percent": found.high}
+
+
+def figures_of(shares: np.ndarray, first: np.ndarray) -> dict[str, float]:
     """Of shares (clips, 4), in percent: heat and area of the mask, heat and area of the dilated one; NaN where a clip
     has no heat. `first`: those of the network that this one is set against, clip by clip."""
-    found: dict[str, Any] = {}
     usable = np.isfinite(shares).all(1)
-    for name, columns in {"object": (0, 1), "object_and_a_cell": (2, 3)}.items():
-        heat, area = (shares[usable, c] for c in columns)
-        both = usable & np.isfinite(first).all(1)
-        found[f"on_{name}_percent"] = asdict(mean(heat))
-        found[f"chance_{name}_percent"] = asdict(mean(area))
-        found[f"above_chance_{name}_percent"] = asdict(mean(heat - area))
+    both = usable & np.isfinite(first).all(1)
+    found: dict[str, float] = {"clips": int(usable.sum()), "clips_without_heat": int((~usable).sum())}
+    for name, column in MASKS.items():
+        heat, area = shares[usable, column], shares[usable, column + 1]
+        found |= stated(f"on_{name}", heat) | stated(f"chance_{name}", area)
+        found |= stated(f"above_chance_{name}", heat - area)
         if shares is not first:
-            found[f"first_minus_this_{name}_percent"] = asdict(mean((first - shares)[both, columns[0]]))
-    return found | {"clips": int(usable.sum()), "clips_without_heat": int((~usable).sum())}
+            found |= stated(f"first_minus_this_{name}", (first - shares)[both, column])
+    return found
 
 
-def _text(row: dict[str, Any], what: str) -> str:
-    on, chance = (Interval(**row[f"{which}_{what}_percent"]) for which in ("on", "chance"))
-    return f"{on} %, chance {chance.value:.3g} %"
+def _text(row: dict[str, float], what: str) -> str:
+    on = Interval(*(row[f"on_{what}{end}_percent"] for end in ("", "_low", "_high")))
+    return f"{what} {on} %, chance {row[f'chance_{what}_percent']:.3g} %"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -137,16 +143,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             advance(1)
     figures: dict[str, Any] = {f"{name}_top1_percent": 100 * n / len(videos) for name, n in right.items()}
     samples: dict[str, list[float]] = {}
+    lines: list[str] = []
     for stage in STAGES:
         for subject in subjects:
             name = f"{subject.label}_{stage}".replace(" ", "_")
             found = np.array(shares[subject.label, stage])
             first = shares[trained[0].label, stage]
             figures[name] = row = figures_of(found, found if subject is trained[0] else np.array(first))
-            for what, column in (("object", 0), ("object_and_a_cell", 2)):
+            for what, column in MASKS.items():
                 samples[f"{name}_on_{what}_percent"] = found[:, column].round(2).tolist()
-            said = (f"{what}: {_text(row, what)}" for what in ("object", "object_and_a_cell"))
-            print(f"{stage} {subject.label:28s} {'; '.join(said)}")
+            lines.append(f"{stage} {subject.label:28s} {'; '.join(_text(row, what) for what in MASKS)}")
     record = make_record(
         "benchmark",
         "heat-on-object",
@@ -157,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest=manifest,
         details={"networks": [s.label for s in subjects], "interval": "95 %, bootstrap over clips (BCa)"},
     )
-    print(f"record: {write_record(record, results)}")
+    written = write_record(record, results)  # before anything is said: a closed pipe must not cost the run
+    print(*lines, f"record: {written}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Visualize:
     videos: Positional[tuple[Path, ...]]
     """Video files, or folders of JPEG frames."""
     checkpoint: Path
-    """Trained weights that `tdn-bench train` wrote (.safetensors)."""
+    """Trained weights (.safetensors)."""
     against: UseAppendAction[tuple[Path, ...]] = ()
     """Another checkpoint of the same classes to set beside it, such as TSN or s_tdm; may be given several times."""
     stage: Stage | None = None
