@@ -98,7 +98,7 @@ def animation(title: str, subtitles: Sequence[str], panels: Sequence[Panel | His
     canvas = FigureCanvasAgg(figure)
 
     write = _writer(figure)
-    _title(write, title, subtitles, width)
+    _title(write, title, subtitles, width, free=2.2)
     said = figure.text(1 - MARGIN / width, 1 - MARGIN / height, "", va="top", ha="right", fontsize=9, color="#444444")
     said.set_animated(True)
     images = []
@@ -148,8 +148,9 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _title(write: Write, title: str, subtitles: Sequence[str], width: float) -> None:
-    write(MARGIN, MARGIN, _cut(title, int(8.5 * width)), fontsize=13, weight="bold")
+def _title(write: Write, title: str, subtitles: Sequence[str], width: float, free: float = 0.0) -> None:
+    """A title and the lines below it, as far as they fit in; `free` inches stay free to the title's right."""
+    write(MARGIN, MARGIN, _cut(title, int(8.5 * (width - free))), fontsize=13, weight="bold")
     for i, line in enumerate(subtitles):
         write(MARGIN, MARGIN + 0.27 + 0.165 * i, _cut(line, int(13 * width)), fontsize=9, color="#444444")
 
