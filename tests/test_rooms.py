@@ -15,7 +15,7 @@ ORDER = (
     ("gpu_checks",),
     ("regression",),
     ("loadgen",),
-    ("training",),
+    ("training", "visualizing"),
     ("reporting",),
     ("measurement",),
     ("correctness", "prediction"),
