@@ -12,6 +12,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+_NUMBERS = ("gmacs", "counted_gmacs", "top1_percent", "top5_percent", "ms_per_video")
 TSV = Path(__file__).with_name("published.tsv")
 
 
@@ -19,8 +20,10 @@ TSV = Path(__file__).with_name("published.tsv")
 class Published:
     """One row of a published table: its number in the paper (`table`, "1" to "5") and the part of it ("a" to "f" in
     Table 1). `variant` is the network in `tdn_bench.models` that it belongs to, if there is one; `frames` as the source
-    writes them; `gmacs` are 10⁹ multiply-adds of one of `views`, where the source counts those apart (`views` is text:
-    one source does not say how many); accuracies are percent from 0 to 100; None is what a source does not state."""
+    writes them. `gmacs` are 10⁹ multiply-adds of one of `views`, where the source counts those apart (`views` is text:
+    one source does not say how many); `counted_gmacs` what this project counts of one view of its network at 224
+    pixels (`tdn-bench complexity`), of an ensemble all members. Accuracies are percent from 0 to 100. None is what a
+    source does not state."""
 
     table: str
     name: str
@@ -33,6 +36,7 @@ class Published:
     top5_percent: float | None = None
     ms_per_video: float | None = None
     part: str = ""
+    counted_gmacs: float | None = None
     views: str | None = None
     note: str = ""
 
@@ -60,8 +64,7 @@ def _read(path: Path) -> tuple[Published, ...]:
             row["backbone"],
             row["frames"],
             row["data"],
-            *(float(row[key]) if row[key] else None for key in ("gmacs", "top1_percent", "top5_percent")),
-            ms_per_video=float(row["ms_per_video"]) if row["ms_per_video"] else None,
+            **{key: float(row[key]) if row[key] else None for key in _NUMBERS},
             part=row["table"][1:],
             views=row["views"] or None,
             note=row["note"],
