@@ -1,4 +1,4 @@
-"""The charts of the HTML report, as Vega-Lite specifications that Vega-Altair makes and checks.
+"""The charts of the HTML report, as Vega-Lite specifications that Vega-Altair makes.
 
 Colours are the page's (light and dark), so none is named here but the grey of what others published. A record that was
 disturbed is paler, dashed or hollow, and its name says so.
@@ -32,6 +32,7 @@ STAGES = ("infer", "decode", "augment", "open", "demux", "read", "copy", "plan",
 assert set(STAGES) == set(WORK) - {"train"}
 MAX_LINES, MAX_GAINS, MAX_LABEL = 8, 15, 48
 QUANTILES = 101
+VALIDATE = False  # against Vega-Lite's schema: takes longer than all else; tests do it
 
 
 def label_of(record: Record) -> str:
@@ -55,7 +56,7 @@ def labels_of(records: Sequence[Record]) -> list[str]:
 def _spec(chart: Any, description: str, height: int | None = 280) -> Spec:
     """A chart as wide as its place."""
     size = {"width": "container"} | ({} if height is None else {"height": height})
-    spec = chart.properties(**size, description=description).to_dict()
+    spec = chart.properties(**size, description=description).to_dict(validate=VALIDATE)
     return {key: value for key, value in spec.items() if key != "config"}  # which is the page's
 
 

@@ -36,6 +36,7 @@ from tdn_bench.reporting.sections import machine_section
 from tdn_bench.reporting.tables import Cell, cell, network_of, pace, pace_cell, setting, shortened, throughput_columns
 
 MAX_HEADLINES = 12
+HERE = Path(__file__).parent
 
 
 def html_page(found: Collection, missing: Sequence[str] = ()) -> bytes:
@@ -189,32 +190,37 @@ def _finalize(value: Any) -> Any:
     return printable(value)
 
 
-def _render(found: Collection, sections: Sequence[Section]) -> bytes:
+@cache
+def _template() -> Any:
     import jinja2
-    from markupsafe import Markup
 
-    here = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         finalize=_finalize,
     )
-    script = (here / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.jinja")
+
+
+def _render(found: Collection, sections: Sequence[Section]) -> bytes:
+    from markupsafe import Markup
+
+    script = (HERE / "report.js").read_text(encoding="utf-8")
     specs = {chart.id: chart.spec for chart in _charts(sections)}
     bundle = _bundle() if specs else ""
     statuses = [f.record.status for f in found.chosen]
     counts = [(status, statuses.count(status)) for status in WORST if status in statuses]
-    text = environment.get_template("report.html.jinja").render(
+    text = _template().render(
         sections=sections,
         counts=counts,
         records=len(found.chosen),
         sources=len(found.groups),
         first=found.chosen[0].record.created_utc[:10],
         last=found.chosen[-1].record.created_utc[:10],
-        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         bundle=Markup(bundle),
         specs=Markup(safe_json(specs)),

@@ -32,10 +32,10 @@ def published_section(builder: Builder) -> Section:
     section = builder.section(
         "Published beside measured",
         Text(
-            "TDN paper (CVPR 2021, arXiv 2012.10071), Tables 1 to 5, every row; the compared networks' figures are those "
-            "of their own papers. Multiply-adds beside them are counted by this project, one view at 224 pixels. A "
-            "measured accuracy stands in the last columns; where it is of other data, another size or a smaller network "
-            "it is set in italics: compare orders then, not values."
+            "TDN paper (CVPR 2021, arXiv 2012.10071), Tables 1 to 5, every row; the compared networks' figures are of "
+            "their own papers. Multiply-adds beside them are counted by this project, one view at 224 pixels. A "
+            "measured accuracy stands in the last columns; where it is of other data, another size or a smaller "
+            "network it is set in italics: compare orders then, not values."
         ),
     )
     measured = builder.accuracies(builder.found.chosen)
