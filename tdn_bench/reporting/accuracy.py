@@ -33,6 +33,7 @@ class Accuracy:
     data: str  # its name
     dataset: str  # what it is laid out as
     classes: int | None
+    whole: bool  # of all held-out videos
     top1_percent: float
     spread: float | None  # sample standard deviation over runs
     interval: Interval | None  # of one run, by the number of its videos
@@ -45,12 +46,13 @@ class Accuracy:
         return None if one is None else one * self.views
 
     def is_of(self, row: Published) -> bool:
-        """Whether this is the same measurement as a published one: network, clip, views, data and number of classes."""
+        """Whether this is the same measurement as a published one: network, clip, views, all of the same held-out
+        videos. Those of Table 4 are means over three splits, which no single run is."""
         network = (self.variant, self.backbone, str(self.segments), self.size)
         views = self.views == int(row.views) if row.views and row.views.isdigit() else "×" not in row.frames
         wanted = (row.variant, row.backbone, row.frames.split(" × ")[0], SIZE)
         same_data = (self.dataset, self.classes) == (row.data, CLASSES.get(row.data))
-        return network == wanted and same_data and views
+        return network == wanted and same_data and views and self.whole and row.table != "4"
 
 
 def accuracies(found: Sequence[Found]) -> list[Accuracy]:
@@ -95,6 +97,7 @@ def accuracy_of(found: Found) -> Accuracy:
         shortened(r.data["name"]) if r.data is not None else "–",
         str(r.settings.get("dataset")),
         len(names) if isinstance(names, list) else None,
+        r.settings.get("limit") is None and r.settings.get("subset") in (None, "validation"),
         top1,
         None,
         interval,

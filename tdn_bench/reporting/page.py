@@ -82,7 +82,7 @@ def _headlines(builder: Builder) -> Section:
                 continue
             rows.append(_headline(builder, [*where, network, data], accuracy, runs))
     rows.sort(key=lambda row: row[0])
-    header = ["network", "data", "top-1 %", "fastest engine", "batch", "ms/video", "clips/s", "× eager fp32"]
+    header = ["network", "data", "top-1 %", "fastest engine", "ms/video", "× eager fp32", "clips/s", "batch"]
     header = ["machine"] * (len(groups) > 1) + header
     caption = (
         "Of every network on its data: top-1, in brackets the 95 % interval by the number of videos, or ± the standard "
@@ -115,10 +115,10 @@ def _headline(
         gain = None if base is None or not pace(r) else pace(base.record) / pace(r)
         cells += [
             f"{setting(r, 'engine')} {setting(r, 'precision')}",
-            batch,
             pace_cell(r),
-            cell(r.figures, "clips_per_s", ".1f"),
             "–" if gain is None else Cell(f"{gain:.2f}", gain),
+            cell(r.figures, "clips_per_s", ".1f"),
+            batch,
         ]
         of += [base] if base not in (None, best) else []  # type: ignore[list-item]
     else:

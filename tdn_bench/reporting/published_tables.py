@@ -34,7 +34,7 @@ def published_section(builder: Builder) -> Section:
         Text(
             "TDN paper (CVPR 2021, arXiv 2012.10071), Tables 1 to 5, every row; the compared networks' figures are of "
             "their own papers. Multiply-adds beside them are counted by this project, one view at 224 pixels. A "
-            "measured accuracy stands in the last columns; where it is of other data, another size or a smaller "
+            "measured accuracy stands beside the published one; where it is of other data, another size or a smaller "
             "network it is set in italics: compare orders then, not values."
         ),
     )
@@ -43,9 +43,9 @@ def published_section(builder: Builder) -> Section:
     for source, title in TITLES.items():
         rows = [_published_row(builder, row, measured) for row in PUBLISHED if row.source == source]
         timed = source == "5"
-        header = ["network", "backbone", "frames", "data", "G mult-adds", "counted here", "top-1 %", "top-5 %"]
-        header += ["ms/video"] * timed + ["measured top-1 %", "of what", "note"]
-        cells = [replace(row, cells=[c for i, c in enumerate(row.cells) if timed or i != 8]) for row in rows]
+        header = ["network", "frames", "data", "top-1 %", "measured top-1 %", "of what", "top-5 %", "G mult-adds"]
+        header += ["counted here", "backbone", "note"] + ["ms/video"] * timed
+        cells = [replace(row, cells=row.cells if timed else row.cells[:-1]) for row in rows]
         shown = sum(bool(row.links) for row in rows)
         one = builder.section(f"{title} ({len(rows)} rows, {shown} measured here)", folded=source in ("2", "3", "4"))
         one.parts.append(Table(title, header, cells, late=True))
@@ -60,22 +60,21 @@ def _published_row(builder: Builder, row: Published, measured: Sequence[Accuracy
     views = f" × {row.views}" if row.views else ""
     own = [a for a in measured if a.variant == row.variant]
     best = max(own, key=lambda a: (a.is_of(row), len(a.found), a.found[-1].record.created_utc), default=None)
-    cells = [
-        row.name,
-        row.backbone,
-        row.frames or "–",
-        row.data,
+    first = [row.name, row.frames or "–", row.data, cell(row.top1_percent)]
+    last = [
+        cell(row.top5_percent),
         "–" if row.gmacs is None else Cell(f"{row.gmacs:g}{views}", row.gmacs),
         "–" if row.counted_gmacs is None else Cell(f"{row.counted_gmacs:.1f}", row.counted_gmacs),
-        *(cell(value) for value in (row.top1_percent, row.top5_percent, row.ms_per_video)),
+        row.backbone,
+        row.note,
+        cell(row.ms_per_video),
     ]
     if best is None:
-        return Row([*cells, "–", "–", row.note])
+        return Row([*first, "–", "–", *last])
     runs = f", {len(best.found)} runs" if len(best.found) > 1 else ""
     what = f"{best.network}, on {best.data}{runs}"
     top1 = Cell(accuracy_cell(best, None), best.top1_percent, measured=True)
-    last = [top1, Cell(what, measured=True), row.note]
-    made = builder.row(best.found[-1], [*cells, *last], *best.found[:-1][:5])
+    made = builder.row(best.found[-1], [*first, top1, Cell(what, measured=True), *last], *best.found[:-1][:5])
     return replace(made, aside=not best.is_of(row))
 
 

@@ -5,7 +5,6 @@ const HUES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", 
 
 function theme() {
   const [text, muted, line] = dark.matches ? ["#e4e7ec", "#a3abb8", "#323845"] : ["#1b2430", "#5a6675", "#dfe4ea"];
-  const hues = dark.matches ? ["#3FA0E0", ...HUES.slice(1)] : HUES;
   const font = "system-ui, sans-serif";
   return {
     background: "transparent",
@@ -15,9 +14,9 @@ function theme() {
       labelFontSize: 12, titleFontSize: 12},
     legend: {labelColor: text, titleColor: text, orient: "bottom", direction: "horizontal", labelLimit: 260,
       labelFontSize: 12, symbolSize: 110},
-    range: {category: [...hues, text], heatmap: {scheme: "cividis"}},
-    mark: {color: hues[0]},
-    bar: {color: hues[0]}, line: {color: hues[0]}, point: {color: hues[0]}, rule: {color: text}, tick: {color: text},
+    range: {category: [...HUES, text], heatmap: {scheme: "cividis"}},
+    mark: {color: HUES[0]},
+    bar: {color: HUES[0]}, line: {color: HUES[0]}, point: {color: HUES[0]}, rule: {color: text}, tick: {color: text},
     text: {color: text},
   };
 }
@@ -25,11 +24,20 @@ function theme() {
 const specs = JSON.parse(document.getElementById("specs").textContent);
 const views = new Map();
 
+// How many columns of a legend fit, by the longest of the names in it.
+function columns(spec, width) {
+  const layers = [spec, ...(spec.layer ?? [])].filter(layer => layer.encoding?.color?.field);
+  const rows = [spec, ...(spec.layer ?? [])].flatMap(layer => layer.data?.values ?? []);
+  const names = layers.flatMap(layer => rows.map(row => String(row[layer.encoding.color.field] ?? "")));
+  const longest = Math.min(260, 40 + 7 * Math.max(0, ...names.map(name => name.length)));
+  return Math.max(1, Math.floor((width - 60) / longest));
+}
+
 async function draw(id) {
   const place = document.getElementById(id);
   const spec = structuredClone(specs[id]);
   const config = theme();
-  config.legend.columns = Math.max(1, Math.floor(place.clientWidth / 190));
+  config.legend.columns = columns(spec, place.clientWidth);
   views.get(id)?.finalize();
   views.set(id, await vegaEmbed(place, spec, {
     ast: true,  // no code is made of text: the page's policy forbids it

@@ -114,14 +114,16 @@ def _speed(builder: Builder, engines: Sequence[Found], loaders: Sequence[Found])
 
 
 def _engine_columns(records: Sequence[Record]) -> Columns:
-    """`throughput_columns`, with what its first column puts together set apart."""
-    header, row = throughput_columns(records)
-    keys = ("engine", "precision", "backend")
-    return ["run", "engine", "precision", "loader", *header[1:]], lambda r: [
-        row(r)[0],
-        *(setting(r, key) for key in keys),
-        *row(r)[1:],
-    ]
+    """`throughput_columns`, with what its first column puts together set apart, and times before the workload."""
+    (_, network, batch, *rest), row = throughput_columns(records)
+
+    def cells(r: Record) -> list[str]:
+        name, of, videos, ms, percentiles, *others = row(r)
+        engine, precision, loader = (setting(r, key) for key in ("engine", "precision", "backend"))
+        return [name, engine, precision, ms, percentiles, of, videos, loader, *others]
+
+    assert rest[0] == "ms/video"
+    return ["run", "engine", "precision", *rest[:2], network, batch, "loader", *rest[2:]], cells
 
 
 def _time_charts(builder: Builder, section: Section, valid: Sequence[Found]) -> None:
