@@ -72,8 +72,11 @@ def test_all_counted_multiply_adds_are_counted():
 
 
 def test_counts_are_close_to_published_ones():
-    """To the paper's rounding, and 3 %: a row with another network's name would be further off."""
-    pairs = [(r.gmacs, r.counted_gmacs) for r in PUBLISHED if r.gmacs and r.counted_gmacs and r.variant != "i3d"]
+    """To the paper's rounding, and 3 %: a row with another network's name would be further off. I3D's are of two clips,
+    TANet's of Table 3 of 256 pixels."""
+    others = {("I3D", "2"), ("TANet", "3")}
+    rows = [r for r in PUBLISHED if r.gmacs and r.counted_gmacs and (r.name, r.table) not in others]
+    pairs = [(r.gmacs, r.counted_gmacs) for r in rows]
     assert len(pairs) > 40
     assert [p for p in pairs if abs(p[0] - p[1]) > 0.03 * p[0] + 0.5] == []
 

@@ -1,4 +1,4 @@
-"""`benchmarks/table5.py` to the end on a small backbone: its record says what its samples do, and the report shows it."""
+"""`benchmarks/table5.py` on a small backbone: its record says what its samples do, and the report shows it."""
 
 import os
 import statistics
