@@ -80,10 +80,19 @@ def _headlines(builder: Builder) -> Section:
             )
             if not (runs := [f for f in runs if f.record.status != "void"]) and accuracy is None:
                 continue
-            rows.append(_headline(builder, [*where, network, data], accuracy, runs))
+            rows.append(_headline(builder, [network, data, *where], accuracy, runs))
     rows.sort(key=lambda row: row[0])
-    header = ["network", "data", "top-1 %", "fastest engine", "ms/video", "× eager fp32", "clips/s", "batch"]
-    header = ["machine"] * (len(groups) > 1) + header
+    header = [
+        "network",
+        "data",
+        *["machine"] * (len(groups) > 1),
+        "top-1 %",
+        "fastest engine",
+        "ms/video",
+        "× eager fp32",
+        "clips/s",
+        "batch",
+    ]
     caption = (
         "Of every network on its data: top-1, in brackets the 95 % interval by the number of videos, or ± the standard "
         "deviation over runs; the fastest engine from video file to label, ± half of the mean's 95 % interval. Runs "

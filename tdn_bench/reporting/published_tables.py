@@ -46,8 +46,10 @@ def published_section(builder: Builder) -> Section:
         header = ["network", "frames", "data", "top-1 %", "measured top-1 %", "of what", "top-5 %", "G mult-adds"]
         header += ["counted here", "backbone", "note"] + ["ms/video"] * timed
         cells = [replace(row, cells=row.cells if timed else row.cells[:-1]) for row in rows]
-        shown = sum(bool(row.links) for row in rows)
-        one = builder.section(f"{title} ({len(rows)} rows, {shown} measured here)", folded=source in ("2", "3", "4"))
+        same, other = (sum(bool(row.links) and row.aside == aside for row in rows) for aside in (False, True))
+        counts = [f"{len(rows)} rows", f"{same} measured" * bool(same), f"{other} on other data" * bool(other)]
+        said = f"{title} ({', '.join(filter(None, counts))})"
+        one = builder.section(said, folded=source in ("2", "3", "4"))
         one.parts.append(Table(title, header, cells, late=True))
         section.inner.append(one)
     return section
@@ -126,10 +128,10 @@ def table5(builder: Builder, found: Sequence[Found]) -> Section | None:
             rows.append(
                 [
                     row.name,
-                    row.frames,
-                    *(Cell(f"{own[key]:.0f}", own[key]) for key in ("ms_per_video", "loading_ms", "network_ms")),
                     Cell(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]", ratio[0]),
                     "–" if published is None else Cell(f"{published:.2f}", published),
+                    row.frames,
+                    *(Cell(f"{own[key]:.0f}", own[key]) for key in ("ms_per_video", "loading_ms", "network_ms")),
                     "–" if row.ms_per_video is None else Cell(f"{row.ms_per_video:g}", row.ms_per_video),
                 ]
             )
@@ -141,7 +143,7 @@ def table5(builder: Builder, found: Sequence[Found]) -> Section | None:
             "Ratios are medians over rounds with a 95 % interval. The paper's are of one V100 at batch 16: another "
             "machine, where loading and small layers weigh differently. I3D's views are one timed view, six times."
         )
-        header = ["network", "frames", "ms/video", "of it loading", "of it network", "÷ TSN", "published ÷ TSN"]
+        header = ["network", "÷ TSN", "published ÷ TSN", "frames", "ms/video", "of it loading", "of it network"]
         table = Table(caption, [*header, "published ms"], [Row(row) for row in rows], builder.row(f, ()))
         said = "Circles: measured, with the interval; grey diamonds: published. Logarithmic."
         section.parts += [

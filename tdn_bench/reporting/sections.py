@@ -83,7 +83,8 @@ def _provenance(found: Sequence[Found]) -> str:
     said = ", ".join(f"{package} {' or '.join(of)}" for package, of in versions.items())
     commits = {(f.record.commit or "unknown")[:10] + "+" * str(f.record.commit).endswith("+") for f in found}
     first, last = found[0].record.created_utc, found[-1].record.created_utc
-    shown = f"{len(found)} records of {first} to {last}. Versions: {said}. Commits: {', '.join(sorted(commits)[:12])}"
+    when = f"{len(found)} records of {first} to {last}" if len(found) > 1 else f"1 record of {first}"
+    shown = f"{when}. Versions: {said}. Commits: {', '.join(sorted(commits)[:12])}"
     return printable(shown + (f" and {len(commits) - 12} more." if len(commits) > 12 else "."))
 
 
