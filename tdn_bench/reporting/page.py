@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import printable
+from tdn_bench.records import Record
 from tdn_bench.reporting.accuracy import Accuracy
 from tdn_bench.reporting.found import Collection, Found
 from tdn_bench.reporting.history import commit_order
@@ -33,7 +34,17 @@ from tdn_bench.reporting.parts import (
 )
 from tdn_bench.reporting.published_tables import published_section
 from tdn_bench.reporting.sections import machine_section
-from tdn_bench.reporting.tables import Cell, cell, network_of, pace, pace_cell, setting, shortened, throughput_columns
+from tdn_bench.reporting.tables import (
+    Cell,
+    cell,
+    network_of,
+    number,
+    pace,
+    pace_cell,
+    setting,
+    shortened,
+    throughput_columns,
+)
 
 MAX_HEADLINES = 12
 HERE = Path(__file__).parent
@@ -95,8 +106,9 @@ def _headlines(builder: Builder) -> Section:
     ]
     caption = (
         "Of every network on its data: top-1, in brackets the 95 % interval by the number of videos, or ± the standard "
-        "deviation over runs; the fastest engine from video file to label, ± half of the mean's 95 % interval. Runs "
-        "that were disturbed are taken only where there is no other, and carry a mark; void ones never."
+        "deviation over runs; the fastest engine from video file to label, with its own top-1; ± half of the mean's "
+        "95 % interval. Runs that were disturbed are taken only where there is no other, and carry a mark; void ones "
+        "never."
     )
     section = builder.section("At a glance")
     if rows:
@@ -123,7 +135,7 @@ def _headline(
         base = min(eager, key=lambda f: (f.record.status not in SOUND, pace(f.record)), default=None)
         gain = None if base is None or not pace(r) else pace(base.record) / pace(r)
         cells += [
-            f"{setting(r, 'engine')} {setting(r, 'precision')}",
+            _engine(r),
             pace_cell(r),
             "–" if gain is None else Cell(f"{gain:.2f}", gain),
             cell(r.figures, "clips_per_s", ".1f"),
@@ -135,6 +147,13 @@ def _headline(
     of += [] if accuracy is None else [accuracy.found[-1]]
     top1 = 0.0 if accuracy is None else accuracy.top1_percent
     return (best is None, -top1), builder.row(of[0], cells, *of[1:])
+
+
+def _engine(record: Record) -> str:
+    """The engine and precision of a run, and the accuracy that it had: a quantised one may have lost some."""
+    top1 = number(record.figures, "top1_percent")
+    said = f"{setting(record, 'engine')} {setting(record, 'precision')}"
+    return said if top1 is None else f"{said}, top-1 {top1:.2f} %"
 
 
 def _all_records(builder: Builder) -> Section:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from pipelines.errors import printable
 from tdn_bench.records import Record
+from tdn_bench.records.reading import is_number
 from tdn_bench.reporting import charts
 from tdn_bench.reporting.accuracy import Accuracy, accuracies, accuracy_of
 from tdn_bench.reporting.found import Collection, Found
@@ -162,7 +163,7 @@ def bounded(lines: Sequence[str]) -> list[str]:
 def accuracy_cell(accuracy: Accuracy | None, timed: Found | None) -> str:
     if accuracy is None:
         top1 = None if timed is None else timed.record.figures.get("top1_percent")
-        return Cell(f"{top1:.2f}", top1) if isinstance(top1, float) else "–"
+        return Cell(f"{top1:.2f}", top1) if is_number(top1) else "–"
     text = f"{accuracy.top1_percent:.2f}"
     if accuracy.spread is not None:
         text += f" ± {accuracy.spread:.2f}"

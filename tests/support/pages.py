@@ -33,7 +33,7 @@ class Reader(HTMLParser):
             return
         text, self._text = " ".join(self._text.split()), None
         if tag == "caption":
-            assert text not in self.tables
+            text += f" #{len(self.tables)}" if text in self.tables else ""  # records of alike names
             self._rows, self._classes = self.tables.setdefault(text, []), self.classes.setdefault(text, [])
         else:
             self._rows[-1].append((text, self._value))
