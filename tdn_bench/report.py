@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
 from tdn_bench.records import check_file
 from tdn_bench.reporting import html_path, write_report
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.folder.is_dir():  # what it holds is asked first where it is none
         check_file("FOLDER", html_path(config.folder))
     path = write_report(config.folder)
-    print(f"page: {html_path(config.folder)}")
-    print(f"report: {path}")
+    print(f"page: {printable(str(html_path(config.folder)))}")
+    print(f"report: {printable(str(path))}")
 
 
 if __name__ == "__main__":
