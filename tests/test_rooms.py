@@ -17,6 +17,7 @@ ORDER = (
     ("loadgen",),
     ("training",),
     ("reporting",),
+    ("watching",),
     ("measurement",),
     ("correctness",),
     ("recipes", "recognizer"),

@@ -8,6 +8,8 @@ Shapes: B clips, T segments, L frames in a segment, N = B·T, H, W pixels, C col
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +56,8 @@ class ClipTail(nn.Module):
         network = self.network
         if self.cut is None:
             return self._mean(features[0])
-        *kept, motion = features if network.short_term is not None else (*features, None)
+        motion = None if network.short_term is None else features[-1]
+        kept = features if motion is None else features[:-1]
         x = kept[0]
         for stage, blocks in network.stages():
             for index, block in enumerate(blocks):
@@ -92,7 +95,7 @@ def first_across(network: SegmentNetwork) -> tuple[int, int] | None:
     return None
 
 
-def _starts_alone(block: nn.Module) -> bool:
+def _starts_alone(block: nn.Module) -> TypeGuard[Bottleneck]:
     """Whether a block looks across segments only behind its first convolution."""
     return isinstance(block, Bottleneck) and type(block.conv1) is ConvBN
 
