@@ -36,6 +36,7 @@ class Tally:
     windows: int = 0
     windows_skipped: int = 0  # due, and passed over because the engine was busy
     frames_unseen: int = 0  # in no window, for that reason
+    windows_doubtful: int = 0  # with frames that may be wrong, since others were damaged
     segments_kept: int = 0
     stalls: int = 0
     size_changes: int = 0
@@ -191,7 +192,7 @@ class Watch:
             self.tally.size_changes += 1
             self.ring.restart()
         picture = self.pictures(item.frame) if self.ring.reads_next() else None
-        self.ring.push(picture, item.arrived_s, item.position_s)
+        self.ring.push(picture, item.arrived_s, item.position_s, item.doubtful)
         if self.overlay is not None and not self.reader.stop.is_set():
             recorded = self.reader.opened is not None and self.reader.opened.recorded
             time_s = item.position_s if recorded else item.arrived_s - self.begun_s
@@ -214,6 +215,7 @@ class Watch:
         tally, first = self.tally, window.end + 1 - window.length
         tally.windows += 1
         tally.windows_skipped += window.skipped
+        tally.windows_doubtful += window.doubtful > 0
         if window.run == self._seen[0]:
             by_design = max(0, self.plan.hop - self.plan.length) * (window.skipped + 1)
             tally.frames_unseen += max(0, first - self._seen[1] - 1 - by_design)
@@ -237,6 +239,7 @@ class Watch:
             engine_ms=tally.engine_ms[-1],
             kept_segments=labeller.kept_segments,
             windows_skipped=window.skipped,
+            doubtful_frames=window.doubtful,
             whole=window.length == self.plan.length,
         )
 

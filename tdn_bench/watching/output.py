@@ -20,7 +20,8 @@ PIECES = 30  # of the bar for a probability of 1
 @dataclass(frozen=True)
 class Label:
     """What was said of one window: `frames` are its first and its newest, `segments` the first frame of each of those
-    that it samples, `whole` is false where the stream ended before the window was full."""
+    that it samples; `doubtful_frames` may be wrong, since others were damaged; `whole` is false where the stream ended
+    before the window was full."""
 
     top: Top
     frames: tuple[int, int]
@@ -31,6 +32,7 @@ class Label:
     engine_ms: float
     kept_segments: int
     windows_skipped: int
+    doubtful_frames: int
     whole: bool
 
 
@@ -64,6 +66,8 @@ class Screen:
 
     def show(self, label: Label, state: str) -> None:
         """The newest label; `state` says how the watch is doing."""
+        if label.doubtful_frames:
+            state = f"{label.doubtful_frames} of its frames may be wrong" + (state and f", {state}")
         if self._live is None:
             names = ", ".join(f"{name} {p:.2f}" for name, p in label.top)
             self.say(f"{label.position_s:8.2f} s  {names}  ({label.latency_ms:.0f} ms{state and f'; {state}'})")

@@ -32,11 +32,13 @@ _BROKEN_READS = 20  # in a row, without a packet between: what can be read of a 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A frame, when it arrived (`time.monotonic`), and its time in the stream, from the first frame on."""
+    """A frame, when it arrived (`time.monotonic`), and its time in the stream, from the first frame on. `doubtful`:
+    something before it was damaged, and no key frame has come since: it may show what never was."""
 
     frame: VideoFrame
     arrived_s: float
     position_s: float
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class _Session:
         self._start_s = 0.0  # by the clock: when position 0 is due (paced)
         self._least_lag_s: float | None = None  # of the last packet that we had to wait for (live)
         self._last_dts_s = 0.0
+        self._doubtful = False
         self._over: tuple[float, float] | None = None  # since when too far behind, and how far then
 
     def frames(self) -> Iterator[Arrived | Gap]:
@@ -161,7 +164,8 @@ class _Session:
                     came_s = self._wait_until_due()
                     if reader.stop.is_set():
                         return
-                yield Arrived(frame, came_s, self._position_s)
+                yield Arrived(frame, came_s, self._position_s, self._doubtful)
+                self._doubtful = self._doubtful and not frame.key_frame  # it is flagged itself: others are missing
 
     def _packets(self) -> Iterator[tuple[Packet | None, float, float]]:
         """(packet, when it was read, how long that took); last None, for the frames that the decoder holds back."""
@@ -186,9 +190,13 @@ class _Session:
             broken = 0
 
     def _damaged(self) -> None:
+        self._doubtful = True
         self._reader.damaged += 1
         if self._reader.damaged == 1:
-            self._reader.say("damaged", "a packet cannot be decoded; it and those like it are left out and counted")
+            self._reader.say(
+                "damaged",
+                "a packet cannot be decoded; such are left out, counted, and marked in labels",
+            )
 
     def _behind_s(self, packet: Packet, arrived_s: float, waited_s: float) -> float:
         """How far what is decoded now lags behind what has come, or is due."""

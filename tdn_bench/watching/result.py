@@ -35,7 +35,7 @@ def state_of(watch: Watch) -> str:
     if watch.reader.dropped:
         parts.append(f"{watch.reader.dropped} frames dropped")
     if watch.reader.damaged:
-        parts.append(f"{watch.reader.damaged} damaged")
+        parts.append(f"{watch.reader.damaged} packets damaged")
     return ", ".join(parts)
 
 
@@ -66,6 +66,7 @@ def figures_of(watch: Watch) -> dict[str, Any]:
         "frames_unseen": tally.frames_unseen,
         "frames_dropped_by_decoder": reader.dropped,
         "damaged_packets": reader.damaged,
+        "windows_doubtful": tally.windows_doubtful,
         "segments_kept_percent": 100 * tally.segments_kept / max(1, tally.windows * watch.plan.spec.num_segments),
         "stalls": tally.stalls,
         "size_changes": tally.size_changes,
@@ -93,7 +94,10 @@ def summary(watch: Watch, figures: Mapping[str, Any]) -> list[str]:
     if f["segments_kept_percent"]:
         lines.append(f"features kept from the window before: {f['segments_kept_percent']:.0f} % of segments")
     if f["damaged_packets"]:
-        lines.append(f"{f['damaged_packets']} packets could not be decoded and were left out")
+        lines.append(
+            f"{f['damaged_packets']} packets could not be decoded and were left out; {f['windows_doubtful']} labels "
+            "are of windows in which pictures may be wrong for it"
+        )
     if watch.reader.realtime:
         reasons = why_not_real_time(watch)
         lines.append(f"not real time: {'; '.join(reasons)}" if reasons else "real time")

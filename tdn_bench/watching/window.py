@@ -116,8 +116,9 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Window:
-    """A due window: the frames that it samples (T, L), its newest frame with its times, how many frames it spans, and
-    how many that were due before it were passed over. `run` counts the restarts."""
+    """A due window: the frames that it samples (T, L); its newest frame and that one's times; how many frames it spans,
+    and how many of them are `doubtful`; how many windows that were due before were passed over. `run` counts the
+    restarts."""
 
     frames: np.ndarray
     end: int
@@ -125,6 +126,7 @@ class Window:
     position_s: float
     length: int
     skipped: int
+    doubtful: int
     run: int
 
 
@@ -143,17 +145,19 @@ class Ring:
         self._lost = 0  # windows that were due as the frames were restarted
         self._pictures = np.empty((self._capacity, plan.spec.size, plan.spec.size, COLOURS), np.uint8)
         self._times = np.empty((self._capacity, 2))
+        self._doubtful = np.zeros(self._capacity, bool)
 
     def reads_next(self) -> bool:
         """Whether the next frame's picture is needed."""
         return self.plan.reads(self.count - self._start)
 
-    def push(self, picture: np.ndarray | None, arrived_s: float, position_s: float) -> None:
+    def push(self, picture: np.ndarray | None, arrived_s: float, position_s: float, doubtful: bool = False) -> None:
         """Add a frame; None for a picture that no window samples."""
         with self.changed:
             slot = self.count % self._capacity
             if picture is not None:
                 self._pictures[slot] = picture
+            self._doubtful[slot] = doubtful
             self._times[slot] = self.arrived_s, self.position_s = arrived_s, position_s
             self.count += 1
             if self.plan.due(self.count - self._start) > self._labelled:
@@ -185,7 +189,8 @@ class Ring:
         else:
             return None
         arrived_s, position_s = self._times[end % self._capacity].tolist()
-        return Window(self.plan.frames(end, length), end, arrived_s, position_s, length, skipped, self.run)
+        doubtful = int(self._doubtful[np.arange(end + 1 - length, end + 1) % self._capacity].sum())
+        return Window(self.plan.frames(end, length), end, arrived_s, position_s, length, skipped, doubtful, self.run)
 
     def read(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 (*frames.shape, S, S, C): copies of frames of the window just taken."""
