@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -10,6 +11,7 @@ from tdn_bench.cli import parse, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.records import write_record
 from tdn_bench.watching.flags import WatchFlags
+from tdn_bench.watching.live import MAX_EVENTS
 from tdn_bench.watching.output import JsonLines, Screen
 from tdn_bench.watching.result import figures_of, state_of, summary
 from tdn_bench.watching.session import Session
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     session = Session(flags)
     screen = Screen(sys.stderr if str(flags.json) == "-" else sys.stdout)
     lines = JsonLines(flags.json)
-    events: list[tuple[float, str, str]] = []
+    events: deque[tuple[float, str, str]] = deque(maxlen=MAX_EVENTS)
     try:
         stopped = _watch(session, screen, lines, events)
     finally:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _watch(
-    session: Session, screen: Screen, lines: JsonLines, events: list[tuple[float, str, str]]
+    session: Session, screen: Screen, lines: JsonLines, events: deque[tuple[float, str, str]]
 ) -> BaseException | None:
     """Tell labels and events until the source or the user ends the watch; what ended it, if not the source's end."""
     stopped: BaseException | None = None

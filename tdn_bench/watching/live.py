@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from pipelines.clip import ClipSpec
@@ -68,7 +69,7 @@ class Watch:
         stall_s: float = 5.0,
     ) -> None:
         self.reader, self.classes, self.tally = reader, classes, Tally()
-        self.happened: deque[tuple[float, str, str]] = deque(maxlen=1000)
+        self.happened: deque[tuple[float, str, str]] = deque(maxlen=MAX_EVENTS)
         self.ring: Ring | None = None
         self.overlay: Overlay | None = None
         self.pictures = Pictures(spec)
@@ -91,7 +92,11 @@ class Watch:
         self._thread.start()
         came = self._first.wait(timeout_s)
         if self.ring is None or not self.ring.count:
-            why = self._failure or ("it ended before the first picture" if came else "no picture came")
+            why = (
+                self._failure
+                or self.reader.trouble
+                or ("it ended before the first picture" if came else "no picture came")
+            )
             if isinstance(why, UserError):
                 raise why
             late = "" if came else f" within {timeout_s:g} s (--connect-s)"
@@ -135,13 +140,14 @@ class Watch:
         """A label for every window of a file, as fast as that goes: the file waits for the labels."""
         until_s = time.monotonic() + (seconds or float("inf"))
         try:
-            for item in self.reader.frames():
-                self._take_in(item)
-                if (window := self._take(labeller)) is not None:
-                    yield self._label(labeller, window)
-                if time.monotonic() >= until_s:
-                    self.say("end", f"{seconds:g} s are over")
-                    return
+            with closing(self.reader.frames()) as frames:
+                for item in frames:
+                    self._take_in(item)
+                    if (window := self._take(labeller)) is not None:
+                        yield self._label(labeller, window)
+                    if time.monotonic() >= until_s:
+                        self.say("end", f"{seconds:g} s are over")
+                        return
         except (SourceFailed, UnreadableVideo) as e:
             self._failure = e
         if (window := self._take(labeller, last=True)) is not None:

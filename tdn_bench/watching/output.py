@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,29 +40,32 @@ class Screen:
     """Labels as a person reads them, on `file`: a table that changes at a terminal, else a line each."""
 
     def __init__(self, file: TextIO) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=file, highlight=False, soft_wrap=True)
+        self._file = file
         self._live: Any = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        if self._file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=self._console, auto_refresh=False)
+            console = Console(file=self._file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._live = Live(console=console, auto_refresh=False)
             self._live.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+        live, self._live = self._live, None
+        if live is not None:
+            live.__exit__(kind, error, trace)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
-        self._console.print(printable(line), markup=False)
-        self._console.file.flush()
+        """A line that stays. Raises OSError."""
+        if self._live is None:
+            print(printable(line), file=self._file, flush=True)
+        else:
+            self._live.console.print(printable(line))
 
     def show(self, label: Label, state: str) -> None:
         """The newest label; `state` says how the watch is doing."""
@@ -87,18 +90,20 @@ class Screen:
 
 
 class JsonLines:
-    """Lines of JSON, an object each, as they come: for programs. Without a file, nothing. "-" is stdout."""
+    """Lines of JSON, an object each, as they come: for programs. The file, "-" for stdout, is opened for the first one;
+    without a file, nothing is written."""
 
-    def __init__(self, file: Path | None) -> None:
-        self._start_s = time.monotonic()
-        self._file: TextIO | None = None
-        if file is not None:
-            self._file = sys.stdout if str(file) == "-" else file.open("w", encoding="utf-8")
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._file = path, sys.stdout if str(path) == "-" else None
 
     def write(self, event: str, content: Mapping[str, Any]) -> None:
         """One line: `event` says what it tells. Raises OSError."""
-        if self._file is not None:
-            print(json.dumps({"event": event, **content}), file=self._file, flush=True)
+        if self._path is None:
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        print(json.dumps({"event": event, **content}), file=self._file, flush=True)
 
     def close(self) -> None:
         if self._file is not None and self._file is not sys.stdout:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.container import reason
 from pipelines.errors import printable
 from pipelines.files import whole_file
 from tdn_bench.errors import UserError
@@ -74,21 +75,21 @@ class Overlay:
 
     def close(self) -> None:
         """Write what waits, and the end of the file. Raises OSError or UserError where that went wrong."""
-        self._queue.put(None)
-        self._thread.join()
-        if isinstance(self._error, OSError):
-            raise self._error
-        if self._error is not None:
-            raise UserError(f"--overlay {printable(str(self._path))}: {printable(str(self._error))}")
-
-    def _work(self) -> None:
         import av
 
+        self._queue.put(None)
+        self._thread.join()
+        if isinstance(self._error, av.error.FFmpegError):
+            raise UserError(f"--overlay {printable(str(self._path))}: {printable(reason(self._error))}")
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
         try:
             if (first := self._queue.get()) is not None:
                 with whole_file(self._path) as temporary:
                     self._write(temporary, first)
-        except (av.error.FFmpegError, OSError, ValueError) as e:
+        except Exception as e:  # noqa: BLE001  # `close` raises it
             self._error = e
             while self._queue.get() is not None:  # so that nobody waits for room
                 pass

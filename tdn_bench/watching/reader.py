@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,10 +67,11 @@ class Reader:
         self.say: Callable[[str, str], None] = lambda kind, text: None
         self.connect_s, self.read_s = connect_s, read_s
         self.opened: Opened | None = None
+        self.trouble = ""  # why it could not be opened, the last time
         self.damaged = self.dropped = 0  # packets
         self.stop = threading.Event()
 
-    def frames(self) -> Iterator[Arrived | Gap]:
+    def frames(self) -> Generator[Arrived | Gap, None, None]:
         """Every frame until the source ends, a Gap before the first of each connection. A URL that fails once it was
         open is opened again, and again. Raises SourceFailed where a source cannot be opened at all, or a file or camera
         no longer be read."""
@@ -85,6 +86,7 @@ class Reader:
                         yield arrived
                 return
             except SourceFailed as failed:
+                self.trouble = str(failed)
                 if self.opened is None:
                     if not isinstance(failed, Refused) or time.monotonic() > give_up_s:
                         raise
@@ -119,7 +121,7 @@ class _Session:
         self._start_s = 0.0  # by the clock: when position 0 is due (paced)
         self._least_lag_s: float | None = None  # of the last packet that we had to wait for (live)
         self._last_dts_s = 0.0
-        self._doubtful = False
+        self._doubtful = self._dropped = False  # dropped: just before the next frame
         self._over: tuple[float, float] | None = None  # since when too far behind, and how far then
 
     def frames(self) -> Iterator[Arrived | Gap]:
@@ -142,6 +144,7 @@ class _Session:
                     continue
                 if waits_for_key and self._origin_s is not None:
                     codec.flush_buffers()
+                    self._dropped = True
                     yield Gap()
                 waits_for_key = False
                 if packet.pts is not None:
@@ -193,10 +196,7 @@ class _Session:
         self._doubtful = True
         self._reader.damaged += 1
         if self._reader.damaged == 1:
-            self._reader.say(
-                "damaged",
-                "a packet cannot be decoded; such are left out, counted, and marked in labels",
-            )
+            self._reader.say("damaged", "a packet cannot be decoded; such are left out, counted, and marked in labels")
 
     def _behind_s(self, packet: Packet, arrived_s: float, waited_s: float) -> float:
         """How far what is decoded now lags behind what has come, or is due."""
@@ -239,7 +239,10 @@ class _Session:
             else:
                 self._origin_s += self._position_s + step_s - next_s
         self._position_s = next_s
-        missing = self._live and not -self._interval_s < step_s <= max(MISSING_S, 5 * self._interval_s)
+        missing = (
+            self._live and not self._dropped and not -self._interval_s < step_s <= max(MISSING_S, 5 * self._interval_s)
+        )
+        self._dropped = False
         if missing:
             self._reader.say("gap", f"the pictures' times jump by {step_s:.1f} s: the window begins anew")
         return missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -110,7 +110,7 @@ def record_of(
     watch: Watch,
     figures: Mapping[str, Any],
     settings: Mapping[str, Any],
-    events: Sequence[tuple[float, str, str]],
+    events: Iterable[tuple[float, str, str]],
     details: Mapping[str, Any],
     name: str,
     device: torch.device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from engines import EngineError, EngineUnavailable, default_precision, supported_precisions, why_unavailable
@@ -102,7 +102,7 @@ class Session:
             f"{printable(f['model'])}, {f['engine']} {f['precision']}, {kept}"
         )
 
-    def record(self, events: list[tuple[float, str, str]]) -> Record:
+    def record(self, events: Iterable[tuple[float, str, str]]) -> Record:
         """The watch, once it is over."""
         network = self.trained.network
         settings = settings_of(self.flags) | settings_of(network) | {"precision": self.precision}

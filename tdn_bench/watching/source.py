@@ -80,7 +80,7 @@ def find_source(text: str) -> Source:
         pass  # `fault_of_file` says it
     if path != text or re.fullmatch("/dev/video[0-9]+", path):
         raise UserError(f"{shown}: there is no camera {path}; `ls /dev/video*` shows those that are there")
-    if os.path.isdir(path):
+    if os.path.isdir(path or "."):
         raise UserError(f"{shown}: is a folder; watch takes a video file, a camera or a URL")
     if (fault := fault_of_file(Path(path))) is not None:
         raise UserError(f"{shown}: {fault}; give a video file, a camera (0 or /dev/video0) or a URL")

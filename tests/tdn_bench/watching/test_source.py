@@ -61,7 +61,7 @@ def test_files_cameras_and_urls(tmp_path, monkeypatch):
         ("concat://a|b", "a URL begins with"),
         ("pipe://0", "a URL begins with"),
         (".", "is a folder"),
-        ("", "no such file"),
+        ("", "is a folder"),
         ("bad\x00name", "no file can have this name"),
     ],
 )

@@ -61,7 +61,7 @@ def labels_of(session: Session) -> list:
 def test_a_window_over_a_whole_file_sees_what_an_evaluation_sees(name, tmp_path):
     """Every odd file: B-frames, edit lists, rotation, mirrors, fields, odd colours … The same frames, to the bit."""
     clip = CASES[name](tmp_path)
-    watch = make_watch(str(clip.path), len(clip.shown), grid=False, realtime=False)
+    watch = make_watch(str(clip.path), len(clip.numbers), grid=False, realtime=False)
     labeller = Numbers()
     pictures = []
     read = labeller.read
@@ -70,15 +70,15 @@ def test_a_window_over_a_whole_file_sees_what_an_evaluation_sees(name, tmp_path)
     if name.endswith("size_change"):  # the window begins anew there; an evaluation scales the later frames
         assert watch.tally.size_changes == 1
         assert [frame for seen in labeller.seen for frame in seen.ravel()] == [
-            clip.shown[frame] for frames in labeller.asked for frame in frames.ravel()
+            clip.numbers[frame] for frames in labeller.asked for frame in frames.ravel()
         ]
         return
-    assert watch.ring.count == len(clip.shown)
+    assert watch.ring.count == len(clip.numbers)
     assert len(labels) == 1
     video = as_video(clip.path)
     [wanted] = create_decoder("pyav", SPEC, torch.device("cpu"), 1)([plan_evaluation(video, SPEC)])
     assert torch.equal(pictures[0], wanted)
-    assert (labeller.seen[0] == np.array(clip.shown)[labeller.asked[0]]).all()
+    assert (labeller.seen[0] == np.array(clip.numbers)[labeller.asked[0]]).all()
 
 
 @pytest.mark.parametrize("flags", [{"reuse": False, "window_frames": 60}, {"reuse": False}, {"reuse": True}])
@@ -136,6 +136,31 @@ def test_a_file_is_played_at_its_own_rate(folder):
     # An interval of frames is an interval of time.
     times = {label.frames[1]: label.position_s for label in labels}
     assert all(position == pytest.approx(end / 12, abs=0.002) for end, position in times.items())
+
+
+def test_a_decoder_that_cannot_keep_up_goes_on_at_a_key_frame(folder):
+    """Each picture takes almost twice the time until the next."""
+    watch, numbers = make_watch(str(folder / "a clip's.webm"), 12), Numbers()
+    pictures = watch.pictures
+
+    class Slow:
+        size, changes, rotation, mirrored = property(lambda self: pictures.size), pictures.changes, 0, False
+
+        def __call__(self, frame):
+            time.sleep(0.16)
+            return pictures(frame)
+
+    watch.pictures = Slow()
+    watch.start(20)
+    labels = [label for label in watch.labels(numbers) if label is not None]
+    watch.close()
+    assert "behind" in [kind for _, kind, _ in watch.happened]
+    assert watch.reader.dropped > 0
+    assert watch.reader.dropped + watch.ring.count == 60
+    offsets = [set((seen - asked).ravel().tolist()) for asked, seen in zip(numbers.asked, numbers.seen, strict=True)]
+    assert all(len(found) == 1 for found in offsets)  # no window spans what was dropped
+    assert offsets[0] == {0}
+    assert labels
 
 
 def test_what_it_prints_and_writes(folder, tmp_path, capsys):
