@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +76,70 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class RtspServer:
+    """A camera: one client, its password asked for (Basic), RTP interleaved in the RTSP connection (RFC 2326). FFmpeg
+    makes the RTP, once the client says PLAY; at its end the camera closes the connection."""
+
+    def __init__(self, clip: Path, user: str, password: str) -> None:
+        self._clip = clip
+        self._wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._rtp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._rtp.bind(("127.0.0.1", 0))
+        self._rtp.settimeout(1)
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}/stream"
+        self.refused = 0
+        self._ffmpeg: subprocess.Popen | None = None
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _command(self, *flags: str) -> list[str]:
+        target = f"rtp://127.0.0.1:{self._rtp.getsockname()[1]}"
+        command = ["ffmpeg", "-v", "error", "-nostdin", *flags, "-i", str(self._clip), "-map", "0:v", "-c", "copy"]
+        return [*command, "-f", "rtp", target]
+
+    def _serve(self) -> None:
+        sdp = subprocess.run(self._command("-t", "0.1"), capture_output=True, text=True, check=True).stdout
+        sdp = sdp[sdp.index("v=0") :].replace("\n", "\r\n") + "a=control:track\r\n"
+        while select.select([self._rtp], [], [], 0)[0]:
+            self._rtp.recv(2048)
+        connection, _ = self._listener.accept()
+        requests = connection.makefile("rb")
+        while True:
+            lines = iter(lambda: requests.readline().decode().strip(), "")
+            method, *headers = list(lines) or ["END"]
+            fields = dict(line.split(": ", 1) for line in headers)
+            answer = {"CSeq": fields.get("CSeq", "0"), "Session": "1"}
+            body, status = "", "200 OK"
+            if method.startswith("DESCRIBE") and fields.get("Authorization") != self._wanted:
+                status, self.refused = "401 Unauthorized", self.refused + 1
+                answer["WWW-Authenticate"] = 'Basic realm="camera"'
+            elif method.startswith("DESCRIBE"):
+                body = sdp
+                answer |= {"Content-Type": "application/sdp", "Content-Length": str(len(sdp))}
+            elif method.startswith("SETUP"):
+                answer["Transport"] = "RTP/AVP/TCP;unicast;interleaved=0-1"
+            elif method.startswith("OPTIONS"):
+                answer["Public"] = "DESCRIBE, SETUP, PLAY, TEARDOWN"
+            head = "".join(f"{name}: {value}\r\n" for name, value in answer.items())
+            connection.sendall(f"RTSP/1.0 {status}\r\n{head}\r\n{body}".encode())
+            if method.startswith("PLAY"):
+                break
+        self._ffmpeg = subprocess.Popen(self._command("-re", "-readrate", "5"), stdout=subprocess.DEVNULL)
+        try:
+            while True:
+                packet = self._rtp.recv(2048)
+                connection.sendall(b"$\0" + len(packet).to_bytes(2, "big") + packet)
+        except OSError:  # none for a second, or the client has gone
+            requests.close()
+            connection.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
+            self._ffmpeg.wait()
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Streams that FFmpeg serves on loopback: which frames a label belongs to; stalls, size changes, ends."""
 
+import shutil
 import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from support.streams import Numbers, Server, free_port, make_watch, served
+from support.streams import Numbers, RtspServer, Server, free_port, make_watch, served
 from support.videos import numbered_frames, write_video
 
 from pipelines.sampling import center_frame_indices
@@ -53,6 +54,25 @@ def test_a_label_belongs_to_the_frames_it_names(clip, kind):
     assert labels[-1].frames == (75, 98)  # the last that is due: 23 + 15 · 5
     assert kinds(watch)[-1] == "end"
     assert watch.reader.damaged == watch.reader.dropped == watch.tally.stalls == 0
+
+
+def test_a_camera_that_asks_for_a_password(clip):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg on this machine: it makes the stream of this test")
+    camera = RtspServer(clip, "admin", "s3cr3t")
+    try:
+        watch, numbers = make_watch(f"rtsp://admin:s3cr3t@{camera.address}"), Numbers()
+        watch.start(20)
+        for _ in watch.labels(numbers, seconds=10):
+            pass
+        watch.close()
+    finally:
+        camera.close()
+    check_frames(numbers)
+    assert camera.refused == 1  # it did ask
+    assert watch.reader.source.shown == f"rtsp://***@{camera.address}"
+    assert watch.ring.count >= 98
+    assert kinds(watch)[-1] == "end"
 
 
 def test_udp_may_be_joined_in_the_middle_and_goes_silent(clip):

@@ -97,7 +97,10 @@ def test_a_window_over_a_whole_file_says_what_predict_says(folder, flags):
     assert label.whole == (flags["window_frames"] == 60)
 
 
-@pytest.mark.parametrize(("engine", "model"), [("eager", "tdn"), ("eager", "tsn"), ("eager", "tsm")])
+@pytest.mark.parametrize(
+    ("engine", "model"),
+    [("eager", "tdn"), ("eager", "tsn"), ("eager", "tsm"), pytest.param("compile", "tdn", marks=pytest.mark.slow)],
+)
 def test_kept_features_give_the_labels_of_whole_windows(engine, model, tmp_path, folder):
     notes = {"model": f"{model}_resnet_small", "num_segments": 4, "size": 64, "crop_ratio": 0.875, "classes": CLASSES}
     save_checkpoint(make(model).network, tmp_path / "c.safetensors", notes)
@@ -112,7 +115,7 @@ def test_kept_features_give_the_labels_of_whole_windows(engine, model, tmp_path,
     assert [label.frames for label in by_kept] == [(i, i + length - 1) for i in range(0, 60 - length + 1, hop)]
     assert [label.segments for label in by_kept] == [label.segments for label in by_whole]
     for one, other in zip(by_kept, by_whole, strict=True):
-        assert dict(one.top) == pytest.approx(dict(other.top), rel=1e-5)
+        assert dict(one.top) == pytest.approx(dict(other.top), rel=1e-4 if engine == "compile" else 1e-5)
     assert [label.kept_segments for label in by_kept] == [0] + [3] * (len(by_kept) - 1)
 
 
