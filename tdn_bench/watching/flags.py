@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from engines import ENGINES
+from pipelines.errors import printable
 from tdn_bench.cli import NetworkFlags
 from tdn_bench.cli.ranges import DAY_S, check_ranges
 from tdn_bench.errors import UserError
@@ -72,6 +73,10 @@ class WatchFlags:
         check_ranges(self, seconds=(0.1, 365 * DAY_S), stall_s=(0.1, DAY_S), connect_s=(0.1, DAY_S))
         if self.network.checkpoint is None:
             raise UserError("say what to label with: --checkpoint FILE, as `tdn-bench train` writes it")
+        for name, path in (("--overlay", self.overlay), ("--json", self.json)):
+            for read in (Path(source.target), self.network.checkpoint):
+                if path is not None and path.exists() and read.exists() and path.samefile(read):
+                    raise UserError(f"{name} {printable(str(path))}: would overwrite what is read; name another file")
         check_overlay(self.overlay)
         check_file("--overlay", self.overlay)
         if self.json is not None and str(self.json) != "-":
