@@ -128,7 +128,7 @@ class _Session:
         import av
 
         reader, codec = self._reader, self._stream.codec_context
-        arrivals: dict[int, float] = {}  # by packet
+        arrivals: dict[int | None, float] = {}  # by packet, until its frame comes
         waits_for_key, dropping = True, False
         for packet, arrived_s, waited_s in self._packets():
             if reader.stop.is_set():
@@ -143,6 +143,8 @@ class _Session:
                     reader.dropped += self._origin_s is not None  # before the first frame there is nothing to miss
                     continue
                 if waits_for_key and self._origin_s is not None:
+                    reader.dropped += len(arrivals)  # those that the decoder held back
+                    arrivals.clear()
                     codec.flush_buffers()
                     self._dropped = True
                     yield Gap()
@@ -154,6 +156,7 @@ class _Session:
             try:
                 frames = codec.decode(packet)
             except av.error.FFmpegError:
+                arrivals.pop(getattr(packet, "pts", None), None)
                 self._damaged()
                 continue
             for frame in frames:

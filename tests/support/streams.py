@@ -184,3 +184,17 @@ def make_watch(
         find_source(source), realtime=realtime, connect_s=options.pop("connect_s", 20), read_s=options.pop("read_s", 20)
     )
     return Watch(reader, SPEC, ("yes", "no"), lambda _: plan_windows(SPEC, length, every, grid=grid), **options)
+
+
+def slow_down(watch: Watch, seconds: float) -> None:
+    """Let every picture take so long to decode."""
+    pictures = watch.pictures
+
+    class Slow:
+        size, changes, rotation, mirrored = property(lambda self: pictures.size), pictures.changes, 0, False
+
+        def __call__(self, frame):
+            time.sleep(seconds)
+            return pictures(frame)
+
+    watch.pictures = Slow()  # type: ignore[assignment]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.streams import Numbers, RtspServer, Server, free_port, make_watch, served
+from support.streams import Numbers, RtspServer, Server, free_port, make_watch, served, slow_down
 from support.videos import numbered_frames, write_video
 
 from pipelines.sampling import center_frame_indices
@@ -206,3 +206,22 @@ def test_a_slow_engine_drops_and_is_never_late(clip):
     assert len(watch.ring._pictures) == LENGTH + 5  # all that waits
     late = watch.tally.latency_ms
     assert late[-1] < 2 * late[0] + 1000  # of a queue, each would wait longer than the one before
+
+
+@pytest.mark.slow
+def test_a_decoder_that_cannot_keep_up_with_a_stream_goes_on_at_a_key_frame(clip):
+    """Frames come at 12 a second, each takes almost twice as long: what piles up is thrown away, not shown late."""
+    with play(clip, "tcp", "-readrate", "1") as server:
+        watch, numbers = make_watch(server.url, 12), Numbers()
+        slow_down(watch, 0.16)
+        watch.start(20)
+        for _ in watch.labels(numbers):
+            pass
+        watch.close()
+    assert "behind" in kinds(watch)
+    assert "gap" not in kinds(watch)  # the same thing is said once
+    assert watch.reader.dropped > 0
+    assert watch.reader.dropped + watch.ring.count == 100
+    for asked, seen in zip(numbers.asked, numbers.seen, strict=True):
+        assert len(set((seen - asked).ravel().tolist())) == 1  # no window spans what was thrown away
+    assert (numbers.seen[-1] - numbers.asked[-1]).max() > 0  # and there were labels behind it

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.networks import make
-from support.streams import SPEC, Numbers, make_watch
+from support.streams import SPEC, Numbers, make_watch, slow_down
 from support.videos import numbered_frames, read_numbers, write_video
 
 from pipelines.loader import create_decoder
@@ -146,16 +146,7 @@ def test_a_file_is_played_at_its_own_rate(folder):
 def test_a_decoder_that_cannot_keep_up_goes_on_at_a_key_frame(folder):
     """Each picture takes almost twice the time until the next."""
     watch, numbers = make_watch(str(folder / "a clip's.webm"), 12), Numbers()
-    pictures = watch.pictures
-
-    class Slow:
-        size, changes, rotation, mirrored = property(lambda self: pictures.size), pictures.changes, 0, False
-
-        def __call__(self, frame):
-            time.sleep(0.16)
-            return pictures(frame)
-
-    watch.pictures = Slow()
+    slow_down(watch, 0.16)
     watch.start(20)
     labels = [label for label in watch.labels(numbers) if label is not None]
     watch.close()
