@@ -57,13 +57,13 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.error.ArgumentError as e:  # how FFmpeg answers for a demuxer that is not on the list
         raise UnreadableVideo("not a video container (a playlist, a picture or a text is not opened)") from e
     with container:
-        stream = _best_video(container)
+        stream = best_video(container)
         stream.codec_context.thread_type = "NONE"  # clips run in parallel, frames of one do not
         stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 
-def _best_video(container: InputContainer) -> VideoStream:
+def best_video(container: InputContainer) -> VideoStream:
     """FFmpeg's choice (av_find_best_stream) among the streams that are no attached pictures."""
     import av
 

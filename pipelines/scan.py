@@ -129,14 +129,14 @@ def _scan_video(path: str, facts: dict[str, Any], level: Level) -> VideoFile:
             facts["keyframe_spacing"] = int(np.diff([*frames.index.restarts[:, 2], len(packets)]).max())
             if not frames.index.one_each and times is not None and len(times) > 1:  # else it is the packets'
                 facts["fps"] = round((frames.count - 1) / (float(times[-1] - times[0]) * tick_s), 6)
-            return VideoFile(**facts | _look(frames.first), status=_too_short(frames.count) or OK)
+            return VideoFile(**facts | look(frames.first), status=_too_short(frames.count) or OK)
     except UnreadableVideo as e:
         return VideoFile(**facts, status=str(e))
     except (av.error.FFmpegError, OSError, ValueError) as e:
         return VideoFile(**facts, status=f"not a readable video: {reason(e)}")
 
 
-def _look(frame: VideoFrame) -> dict[str, Any]:
+def look(frame: VideoFrame) -> dict[str, Any]:
     """The facts of a file that its first frame tells: size, position and colours. Raises UnreadableVideo for colours
     that cannot be made RGB."""
     import av

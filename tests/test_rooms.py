@@ -17,6 +17,7 @@ ORDER = (
     ("loadgen",),
     ("training", "visualizing"),
     ("reporting",),
+    ("watching",),
     ("measurement",),
     ("correctness", "prediction"),
     ("recipes", "recognizer"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tdn_bench.models.inference import InferenceClassifier, can_fold_scaling, rewrite_modules
+from tdn_bench.models.network import SegmentNetwork
 from tdn_bench.models.resnet import ConvBN
 from tdn_bench.models.temporal_modules import SpatioTemporalMotion
 
@@ -30,8 +31,16 @@ class FrameClassifier(nn.Module):
     std: Tensor
 
     def forward(self, frames: Tensor) -> Tensor:
-        clip = frames.permute(0, 1, 2, 5, 3, 4).to(self.mean.dtype)
-        return self.network((clip - self.mean).div_(self.std)).float()
+        return self.network(self.normalised(frames.permute(0, 1, 2, 5, 3, 4))).float()
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (…, C, H, W), levels of 0 … 255, as the network takes them."""
+        return (pixels.to(self.mean.dtype) - self.mean).div_(self.std)
+
+    def inputs(self, segments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 segments (N, L, C, H, W) as the network's `score` takes them."""
+        assert isinstance(self.network, SegmentNetwork)
+        return self.network.inputs(self.normalised(segments))
 
     def fold_batch_norm(self) -> FrameClassifier:
         """Fold every batch norm into the convolution before it, in place (inference only)."""

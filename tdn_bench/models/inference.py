@@ -66,14 +66,16 @@ class InferenceClassifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 frames (B, T, L, H, W, C) → float32 logits (B, num_classes)."""
-        network, dtype = self.network, self.mean.dtype
         clip = frames.permute(0, 1, 2, 5, 3, 4)
-        network.check(clip)
-        segments = clip.flatten(0, 1)  # (N, L, C, H, W)
-        centre = segments.flatten(0, 1) if network.all_frames else segments[:, segments.shape[1] // 2]
-        motion = None if network.short_term is None else network.short_term(segments.to(dtype))
-        scores = network.score(centre.to(dtype) - self.mean, motion)
+        self.network.check(clip)
+        scores = self.network.score(*self.inputs(clip.flatten(0, 1)))
         return scores.unflatten(0, (frames.shape[0], -1)).mean(1).float()
+
+    def inputs(self, segments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 segments (N, L, C, H, W) as the network's `score` takes them."""
+        network, dtype = self.network, self.mean.dtype
+        motion = None if network.short_term is None else network.short_term(segments.to(dtype))
+        return network.pictures(segments).to(dtype) - self.mean, motion
 
 
 class InferenceLongTermDifference(nn.Module):

@@ -66,28 +66,48 @@ class SegmentNetwork(nn.Module):
         read, another L than 5.
         """
         self.check(clip)
-        segments = clip.flatten(0, 1)  # (B·T, L, C, H, W)
-        pictures = segments.flatten(0, 1) if self.all_frames else segments[:, segments.shape[1] // 2]
+        return self.score(*self.inputs(clip.flatten(0, 1))).unflatten(0, (clip.shape[0], -1)).mean(1)
+
+    def inputs(self, segments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Segments (N, L, C, H, W) as `score` takes them."""
         motion = None if self.short_term is None else self.short_term(segments)
-        return self.score(pictures, motion).unflatten(0, (clip.shape[0], -1)).mean(1)
+        return self.pictures(segments), motion
+
+    def pictures(self, segments: Tensor) -> Tensor:
+        """What the backbone reads of segments (N, L, C, H, W): their centre frames, or all (N·L, C, H, W)."""
+        return segments.flatten(0, 1) if self.all_frames else segments[:, segments.shape[1] // 2]
 
     def score(self, pictures: Tensor, motion: Tensor | None) -> Tensor:
         """Pictures (N, C, H, W), and what the S-TDM made of their segments, to scores (N, num_classes)."""
+        x = self.start(pictures, motion)
+        for stage, blocks in self.stages():
+            x, motion = self.join(stage, blocks(x), motion)
+        return self.classify(x)
+
+    def stages(self) -> tuple[tuple[int, nn.Sequential], ...]:
+        """Res2 … Res5 with their numbers."""
+        return (2, self.res2), (3, self.res3), (4, self.res4), (5, self.res5)
+
+    def start(self, pictures: Tensor, motion: Tensor | None) -> Tensor:
+        """What Res2 takes: the stem's features, motion joined."""
         x = self.stem(pictures.contiguous(memory_format=torch.channels_last)).relu_()
         x = F.max_pool2d(x, 3, stride=2, padding=1)
+        return x if self.short_term is None or motion is None else self.short_term.fuse(x, motion)
+
+    def join(self, stage: int, x: Tensor, motion: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What follows a stage: the S-TDM's copy of it, whose motion joins x; I3D's pooling. Returns both."""
+        if self.pool is not None and stage == 2:
+            x = self.pool(x)
         if self.short_term is None or motion is None:
-            x = self.res2(x)
-            x = x if self.pool is None else self.pool(x)
-            x = self.res3(x)
-        else:
-            x = self.res2(self.short_term.fuse(x, motion))
-            if self.short_term.res2 is not None:
-                motion = self.short_term.res2(motion)
-                x = self.short_term.fuse(x, motion)
-            x = self.res3(x)
-            if self.short_term.res3 is not None:
-                x = self.short_term.fuse(x, self.short_term.res3(motion))
-        x = self.res5(self.res4(x))
+            return x, motion
+        copy = {2: self.short_term.res2, 3: self.short_term.res3}.get(stage)
+        if copy is None:
+            return x, motion
+        motion = copy(motion)
+        return self.short_term.fuse(x, motion), motion
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Res5's features (N, c, h, w) to scores (N, num_classes)."""
         return self.classifier(self.dropout(x.mean((2, 3))))
 
     def check(self, clip: Tensor) -> None:

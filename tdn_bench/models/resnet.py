@@ -93,8 +93,15 @@ class Bottleneck(nn.Module):
         self.downsample = ConvBN(at.c_in, c_out, 1, stride=at.stride) if at.stride != 1 or at.c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.finish(*self.start(x))
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What comes before the temporal module: its input, and the residual connection's."""
         identity = x if self.downsample is None else self.downsample(x)
-        y = self.conv1(x).relu_()  # in place: neither batch norm nor convolution needs its output again
+        return self.conv1(x).relu_(), identity  # in place: neither batch norm nor convolution needs its output again
+
+    def finish(self, y: Tensor, identity: Tensor) -> Tensor:
+        """The temporal module and what follows it; neither argument is changed."""
         if self.temporal is not None:
             y = self.temporal(y)
         y = self.conv2(y)
