@@ -17,7 +17,7 @@ ORDER = (
     ("loadgen",),
     ("training",),
     ("reporting",),
-    ("measurement",),
+    ("measurement", "exporting"),
     ("correctness",),
     ("recipes", "recognizer"),
     ("cli",),
