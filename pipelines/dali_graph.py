@@ -2,7 +2,7 @@
 decodes with. It returns what `pipelines.dali` returns, to the bit.
 
 It holds a file's whole way but for two things that need the scan: which frames (the caller gives their numbers, by
-`pipelines.sampling.center_frame_indices`), and whether DALI gets the file right (`pipelines.dali.why_not_dali`).
+`pipelines.sampling.center_frame_indices`), and whether DALI gets the file right (`why_not_served`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from pipelines.clip import COLOURS, ClipSpec
+from pipelines.dali import why_not_dali
 from pipelines.errors import DataError
+from pipelines.video import JPEG_FRAMES, OK, Video
 
 VIDEO, INDICES, FRAMES = "video", "indices", "frames"  # names of the inputs and of the output
 
@@ -47,6 +49,19 @@ def serialized_pipeline(spec: ClipSpec, max_batch: int, device: torch.device, th
         clip = (spec.num_segments, spec.frames_per_segment, spec.size, spec.size, COLOURS)
         pipeline.set_outputs(fn.reshape(small, shape=list(clip), layout="", name=FRAMES))
     return bytes(pipeline.serialize())
+
+
+def why_not_served(video: Video, where: str) -> str | None:
+    """None if the pipeline gives the frames of a scanned video as they are, on "cpu" or "gpu", else why not: it turns
+    nothing upright, and knows fewer files than PyAV."""
+    file = video.file
+    if file.status != OK:
+        return file.status
+    if file.codec == JPEG_FRAMES:
+        return "it is a folder of frames, no file"
+    if file.rotation or file.mirrored:
+        return "its pictures are stored turned or mirrored"
+    return why_not_dali(file, where)
 
 
 def crop_box(pictures: Any, ratio: float) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from tdn_bench.exporting.formats import Loaded, filled
 from tdn_bench.recognizer import Trained
 from tdn_bench.records import check_folder
 from tdn_bench.records.environment import commit, versions
+from tdn_bench.records.record import laid_out
 
 AXES = ("batch", "segment", "frame", "row", "column", "colour")
 
@@ -47,9 +48,9 @@ class Checked:
         c, lines = self.comparison, []
         if c is not None:
             lines = [
-                f"checked on {len(self.clips.videos)} {self.clips.source} clips, {self.loaded.by} against eager fp32: "
-                f"largest difference {c.max_difference:.2g} standard deviations (at most {c.tolerance:g}), "
-                f"same class on {c.top1_percent:.3g} %, rank correlation {c.rank_correlation:.4f}"
+                f"checked against eager fp32 on {len(self.clips.videos)} {self.clips.source} clips: largest difference "
+                f"{c.max_difference:.2g} standard deviations (at most {c.tolerance:g}), same class on "
+                f"{c.top1_percent:.3g} %, rank correlation {c.rank_correlation:.4f}; run by {self.loaded.by}"
             ]
         return lines if self.loaded.not_run is None else [*lines, f"note: {self.loaded.not_run}"]
 
@@ -141,7 +142,7 @@ def describe(
             "sampling": "the middle of each of T equal segments, L consecutive frames each, the last frame repeated in "
             "short videos: pipelines.sampling.center_frame_indices(num_frames, T, L)",
             "orientation": "pictures are turned upright first, as a player shows them",
-            "crop": "the square in the middle; its side is round(crop_ratio × short side)",
+            "crop": "the square in the middle; its side is crop_ratio × short side, rounded, a half to the even number",
             "crop_ratio": clip.crop_ratio,
             "resize": "bilinear with antialiasing, to size × size pixels",
             "size": clip.size,
@@ -203,5 +204,5 @@ def publish(folder: Path, entries: Sequence[str], target: Path, description: Map
             place.rename(old)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / entry, place)
-    write_whole(about, (json.dumps(description, indent=1) + "\n").encode())
+    write_whole(about, laid_out(description))
     return about

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from engines import Calibration, EngineSpec
 from pipelines.clip import ClipSpec
-from pipelines.dali import why_not_dali
-from pipelines.dali_graph import FRAMES, INDICES, VIDEO, serialized_pipeline
+from pipelines.dali_graph import FRAMES, INDICES, VIDEO, serialized_pipeline, why_not_served
 from pipelines.errors import printable
 from pipelines.plan import plan_evaluation
 from pipelines.video import Video
@@ -67,6 +66,11 @@ class Repository:
     def models(self) -> list[str]:
         """The folders of the repository."""
         return [self.name, self.preprocess, self.network] if self.is_ensemble else [self.name]
+
+    @property
+    def where(self) -> str:
+        """Where DALI decodes."""
+        return "gpu" if self.device.type == "cuda" else "cpu"
 
     @property
     def format(self) -> ExportFormat:
@@ -126,10 +130,11 @@ def _write_model(folder: Path, config: dict[str, Any], classes: Sequence[str] | 
 
 def network_config(repository: Repository, clip: ClipSpec, classes: Sequence[str], spec: EngineSpec) -> dict[str, Any]:
     """The network's configuration. Its first dimension, the batch, is not among Triton's `dims`."""
-    parameters = {}
+    parameters = {"crop_ratio": repr(clip.crop_ratio)}  # for clients that send frames
     if repository.backend == "openvino":
-        # The backend fixes the batch at the largest; it computes in bf16 where it is told to, or thinks it better.
-        parameters = {"ENABLE_BATCH_PADDING": "YES"} | ({"HINT_BF16": "YES"} if spec.precision == "bf16" else {})
+        parameters["ENABLE_BATCH_PADDING"] = "YES"  # the backend fixes the batch at the largest
+        if spec.precision == "bf16":
+            parameters["HINT_BF16"] = "YES"
     return {
         "name": repository.network,
         "backend": repository.backend,
@@ -138,7 +143,7 @@ def network_config(repository: Repository, clip: ClipSpec, classes: Sequence[str
         "output": [{"name": "logits", "data_type": FP32, "dims": [len(classes)], "label_filename": LABELS}],
         "instance_group": [_instances(repository.device)],
         "dynamic_batching": {},
-        "parameters": [{"key": key, "value": {"string_value": value}} for key, value in parameters.items()],
+        "parameters": _parameters(parameters),
     }
 
 
@@ -153,14 +158,13 @@ def preprocess_config(repository: Repository, clip: ClipSpec, spec: EngineSpec) 
         "output": [{"name": FRAMES, "data_type": UINT8, "dims": list(clip.shape)}],
         "instance_group": [_instances(repository.device)],
         "dynamic_batching": {},
-        "parameters": [{"key": "num_threads", "value": {"string_value": "4"}}],
+        "parameters": _parameters({"num_threads": "4"}),
     }
 
 
 def ensemble_config(repository: Repository, clip: ClipSpec, classes: Sequence[str], spec: EngineSpec) -> dict[str, Any]:
     """The ensemble's configuration: a video's bytes and frame numbers in, logits out. Its steps batch, it does not.
-    What a client must know of the sampling, it finds in the parameters."""
-    told = {"num_segments": clip.num_segments, "frames_per_segment": clip.frames_per_segment}
+    `decodes_on` tells clients which codecs DALI knows there."""
     return {
         "name": repository.name,
         "platform": "ensemble",
@@ -183,7 +187,7 @@ def ensemble_config(repository: Repository, clip: ClipSpec, classes: Sequence[st
                 },
             ]
         },
-        "parameters": [{"key": key, "value": {"string_value": str(value)}} for key, value in told.items()],
+        "parameters": _parameters({"decodes_on": repository.where}),
     }
 
 
@@ -192,6 +196,10 @@ def _video_inputs(clip: ClipSpec, ragged: bool) -> list[dict[str, Any]]:
     if ragged:
         video["allow_ragged_batch"] = True
     return [video, {"name": INDICES, "data_type": INT32, "dims": [clip.num_segments, clip.frames_per_segment]}]
+
+
+def _parameters(values: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
 
 
 def _instances(device: torch.device) -> dict[str, Any]:
@@ -216,8 +224,7 @@ def why_not_there(repository: Repository, precision: str) -> str | None:
 
 def clips_that_fit(repository: Repository, clips: Clips) -> Clips | None:
     """Those of `clips` whose files the pipeline gives as they are; None where there is none."""
-    where = "gpu" if repository.device.type == "cuda" else "cpu"
-    fit = [i for i, video in enumerate(clips.videos) if fits(video, where)]
+    fit = [i for i, video in enumerate(clips.videos) if why_not_served(video, repository.where) is None]
     return Clips(clips.frames[fit], tuple(clips.videos[i] for i in fit), clips.source) if fit else None
 
 
@@ -230,13 +237,6 @@ def check_pipeline(repository: Repository, folder: Path, clips: Clips, clip: Cli
         if not torch.equal(frames, got):
             raise CheckFailed(f"the DALI pipeline returns other frames than the project's decoder for {video.path}")
     return f"DALI pipeline: the frames of {len(wanted)} {clips.source} clips are those of the project's DALI decoder"
-
-
-def fits(video: Video, where: str) -> bool:
-    """Whether the pipeline gives a scanned video's frames as they are: it turns nothing upright, and knows fewer
-    files than PyAV."""
-    file = video.file
-    return why_not_dali(file, where) is None and file.codec != "jpeg" and not file.rotation and not file.mirrored
 
 
 def run_pipeline(serialized: bytes, videos: Sequence[Video], clip: ClipSpec) -> list[Tensor]:
