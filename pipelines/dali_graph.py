@@ -7,6 +7,8 @@ It holds a file's whole way but for two things that need the scan: which frames 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ def serialized_pipeline(spec: ClipSpec, max_batch: int, device: torch.device, th
         output_dtype=[types.UINT8],
         output_ndim=[5],
     )
-    with pipeline:
+    with _untraced(), pipeline:
         encoded = fn.external_source(name=VIDEO, ndim=1, dtype=types.UINT8)
         indices = fn.external_source(name=INDICES, ndim=2, dtype=types.INT32)
         # pad_mode none: every other mode turns an index past the end into a made-up frame, silently
@@ -83,6 +85,20 @@ def crop_box(pictures: Any, ratio: float) -> tuple[Any, Any]:
     top, left = (height - side) // 2, (width - side) // 2
     box = fn.stack(top, left), fn.stack(top + side, left + side)
     return fn.cast(box[0], dtype=types.FLOAT), fn.cast(box[1], dtype=types.FLOAT)
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Within, DALI does not note for each operator which line of which file made it: the names of this machine's
+    folders are nobody's business who gets the pipeline."""
+    from nvidia.dali._utils import dali_trace  # private, and DALI is pinned to one minor version
+
+    before = dali_trace.is_tracing_enabled()
+    dali_trace.set_tracing(enabled=False)
+    try:
+        yield
+    finally:
+        dali_trace.set_tracing(enabled=before)
 
 
 def _dali() -> Any:

@@ -108,6 +108,10 @@ class OnnxFormat(ExportFormat):
         export_onnx(network, spec, path, engine=OnnxEngine.name, floating=floating, calibration=calibration)
         model = onnx.load(path)
         onnx.helper.set_model_props(model, dict(notes))
+        for node in model.graph.node:  # the exporter notes there which line of which file on this machine made it
+            kept = [note for note in node.metadata_props if "stack_trace" not in note.key]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
         return {"opset": model.opset_import[0].version}
@@ -178,8 +182,11 @@ class TorchExportFormat(ExportFormat):
     def write(
         self, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path, notes: Mapping[str, str]
     ) -> dict[str, Any]:
+        program = self.program(network, spec)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
         with quiet_torch():
-            torch.export.save(self.program(network, spec), path, extra_files=dict(notes))
+            torch.export.save(program, path, extra_files=dict(notes))
         return {}
 
     def load(self, path: Path, spec: EngineSpec) -> Loaded:

@@ -24,7 +24,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.exporting.clips import Clips
 from tdn_bench.exporting.formats import Loaded, filled
 from tdn_bench.recognizer import Trained
-from tdn_bench.records import check_folder
+from tdn_bench.records import check_file
 from tdn_bench.records.environment import commit, versions
 from tdn_bench.records.record import laid_out
 
@@ -160,17 +160,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_target(target: Path, entries: Sequence[Path], overwrite: bool) -> None:
-    """Raise UserError unless `entries`, files or folders in the folder of `target`, can be written, and are not there
-    yet or may be replaced."""
-    check_folder("--output", target.parent, make=False)
+def check_target(entries: Sequence[Path], overwrite: bool) -> None:
+    """Raise UserError unless `entries`, files or folders, can be written, and are not there yet or may be replaced."""
     for entry in entries:
-        if not os.path.lexists(entry):
-            continue
         shown = printable(str(entry))
-        if not overwrite:
+        if os.path.lexists(entry) and not overwrite:
             raise UserError(f"--output: {shown} is there already; name another, or use --overwrite")
-        if entry.is_dir() and not (entry / "config.pbtxt").is_file():
+        if not entry.is_dir():
+            check_file("--output", entry)
+        elif not (entry / "config.pbtxt").is_file():
             raise UserError(f"--output: {shown} is a folder, and no Triton model; name another place")
 
 

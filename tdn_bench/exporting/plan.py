@@ -147,7 +147,7 @@ class Export:
                 self.name or trained.network.model, repository.backend, repository.preprocessing, asked
             )
         plan = Plan(self, form, spec, trained, repository if is_triton else None)
-        check_target(plan.target, plan.entries, self.overwrite)
+        check_target(plan.entries, self.overwrite)
         return plan
 
 

@@ -6,12 +6,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.paths import ROOT
 from support.videos import flat_frames, write_video
 from torch import Tensor
 
@@ -43,6 +45,7 @@ def said(target: Path) -> dict[str, Any]:
     about = json.loads(target.with_name(f"{target.name}.json").read_text(encoding="utf-8"))
     for name, file in about["files"].items():
         content = (target.parent / name).read_bytes()
+        assert str(ROOT).encode() not in content, name  # the maker's folders are nobody's business
         assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     return about
 
@@ -113,6 +116,8 @@ def test_torch_export(trained_checkpoint: Path, tmp_path: Path, export: Any) -> 
     target = tmp_path / "tdn_resnet_small-torch-export-bf16.pt2"
     extra = {"classes": "", "num_segments": ""}
     module = torch.export.load(target, extra_files=extra).module()
+    with zipfile.ZipFile(target) as archive:
+        assert not [name for name in archive.namelist() if str(ROOT).encode() in archive.read(name)]
     for batch in (1, 3, 8):
         wanted = right(trained_checkpoint, clips(batch))
         np.testing.assert_allclose(module(clips(batch)).numpy(), wanted, rtol=0, atol=tolerance(wanted, 0.15))
@@ -152,7 +157,8 @@ def test_low_precision(
 
 
 @pytest.mark.needs_tensorrt
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_tensorrt_rtx_says_what_was_run(precision: str, trained_checkpoint: Path, tmp_path: Path, export: Any) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None or torch.cuda.is_available():
         pytest.skip("needs tensorrt_rtx, and no GPU")
@@ -271,7 +277,7 @@ def test_a_folder_that_cannot_be_written(trained_checkpoint: Path, tmp_path: Pat
     assert "cannot be written" in err
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("overwrite", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_file_that_is_another_network_is_not_kept(
     overwrite: bool, trained_checkpoint: Path, tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +317,7 @@ def test_ctrl_c_leaves_nothing(
     assert not everything_below(tmp_path)
 
 
+@pytest.mark.slow
 def test_grey_videos_are_no_proof_but_no_fault(trained_checkpoint: Path, tmp_path: Path, export: Any) -> None:
     """Clips that are all alike say nothing of the clips' order; the logits are compared all the same."""
     write_video(tmp_path / "grey.webm", flat_frames(12, 128))

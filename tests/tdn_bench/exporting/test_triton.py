@@ -103,6 +103,11 @@ def test_its_models_fit_together(repository: Path) -> None:
     assert (repository / "tdn" / "1").is_dir()
 
 
+def test_no_path_of_this_machine_is_in_it(repository: Path) -> None:
+    for path in repository.rglob("*"):
+        assert path.is_dir() or str(ROOT).encode() not in path.read_bytes(), path
+
+
 def test_hostile_class_names_stay_text(repository: Path, hostile_checkpoint: Path) -> None:
     """A class a line, in order; nothing of a name becomes a field of a configuration."""
     classes = load_trained(hostile_checkpoint).classes
@@ -130,13 +135,13 @@ def test_its_pipeline_gives_our_frames(repository: Path, videos: list[Video]) ->
         frames = models.run("tdn_preprocess", sent(video))["frames"][0]
         np.testing.assert_array_equal(frames, wanted.reshape(SPEC.shape).numpy())  # type: ignore[union-attr]
         difference = frames.astype(int) - near.reshape(SPEC.shape).numpy()  # type: ignore[union-attr]
-        assert np.abs(difference).mean() < 4  # levels of 255
+        assert np.abs(difference).mean() < (3 if video.id.isdigit() else 8)  # levels of 255; the others are noise
 
 
 def test_an_index_past_the_end_is_an_error(repository: Path, videos: list[Video]) -> None:
     request = sent(videos[0])
     request["indices"][0, -1, -1] = videos[0].file.num_frames
-    with pytest.raises(RuntimeError, match=r"(?i)out of"):
+    with pytest.raises(RuntimeError, match="out-of-bounds frame index"):
         Models(repository).run("tdn_preprocess", request)
 
 
