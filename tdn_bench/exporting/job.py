@@ -45,10 +45,11 @@ class Checked:
 
     def lines(self) -> list[str]:
         """For people."""
-        c, lines = self.comparison, []
+        c, count, lines = self.comparison, len(self.clips.videos), []
         if c is not None:
+            clips = f"{count} {self.clips.source} clip{'s' * (count > 1)}"
             lines = [
-                f"checked against eager fp32 on {len(self.clips.videos)} {self.clips.source} clips: largest difference "
+                f"checked against eager fp32 on {clips}: largest difference "
                 f"{c.max_difference:.2g} standard deviations (at most {c.tolerance:g}), same class on "
                 f"{c.top1_percent:.3g} %, rank correlation {c.rank_correlation:.4f}; run by {self.loaded.by}"
             ]

@@ -324,4 +324,4 @@ def test_grey_videos_are_no_proof_but_no_fault(trained_checkpoint: Path, tmp_pat
     arguments = ("--format", "torch-export", "--output", tmp_path / "net.pt2", "--check-on", tmp_path / "grey.webm")
     status, out, err = export(trained_checkpoint, *arguments)
     assert status == 0, err
-    assert "on 1 given clips" in out
+    assert "on 1 given clip:" in out
