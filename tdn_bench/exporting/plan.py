@@ -125,7 +125,9 @@ class Export:
         for flag, paths in (("--check-on", self.check_on), ("--calibrate-on", self.calibrate_on)):
             if paths:
                 find_videos(flag, paths)
-        where = asked if device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+        where = (
+            device if torch.cuda.is_available() else torch.device("cpu")
+        )  # of the network; TensorRT-RTX's may be away
         trained = load_trained(self.checkpoint, device=where)
         clip = trained.clip_spec()
         check_memory("batch_size", batch, clip)
