@@ -125,9 +125,7 @@ class Export:
         for flag, paths in (("--check-on", self.check_on), ("--calibrate-on", self.calibrate_on)):
             if paths:
                 find_videos(flag, paths)
-        where = (
-            device if torch.cuda.is_available() else torch.device("cpu")
-        )  # of the network; TensorRT-RTX's may be away
+        where = device if torch.cuda.is_available() else torch.device("cpu")  # TensorRT-RTX builds for absent GPUs
         trained = load_trained(self.checkpoint, device=where)
         clip = trained.clip_spec()
         check_memory("batch_size", batch, clip)
