@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from engines.base import FileEngine, copy_network
 from engines.pytorch import float32_as, keep_freed_memory, place, prepare_compiler, torch_details, why_no_compiler
-from engines.spec import Calibration, EngineError, EngineSpec, device_type, ladder
+from engines.spec import Calibration, EngineSpec, device_type, ladder
+from engines.torch_export import export_program, quiet_torch
 
 
 class AotiEngine(FileEngine):
@@ -43,18 +43,12 @@ class AotiEngine(FileEngine):
 
         network = place(copy_network(network, spec, cls.name))
         files: dict[str, Any] = {}
-        with torch.no_grad(), float32_as(spec.precision), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch
+        with torch.no_grad(), float32_as(spec.precision), quiet_torch():
             for size in ladder(spec):
-                example = (torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device),)
-                try:
-                    exported = torch.export.export(network, example)
-                except (torch._dynamo.exc.UserError, ValueError, RuntimeError) as error:
-                    reason = str(error).strip().splitlines()[0]
-                    message = "this network does not export (eager and compile need no export)"
-                    raise EngineError(f"{message}: {reason}") from error
+                example = torch.zeros(size, *spec.frames_shape, dtype=torch.uint8, device=spec.device)
+                exported = export_program(network, example)
                 options = {"aot_inductor.package": True}
-                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), example, options=options)
+                files[f"batch{size}"] = torch._inductor.aot_compile(exported.module(), (example,), options=options)
         package_aoti(str(path), files)
 
     @torch.inference_mode()

@@ -17,14 +17,33 @@ from engines.onnx_export import export_onnx, why_export_unavailable
 from engines.spec import Calibration, EngineError, EngineSpec
 
 
-def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
-    """What the network is compiled with. int8 leaves the rest in bf16 where the processor has it, else in fp32."""
+def precision_hint(precision: str, core: Any) -> str:
+    """OpenVINO's INFERENCE_PRECISION_HINT: int8 leaves the rest in bf16 where the processor has it, else in fp32.
+    Raises EngineError for bf16 where it has not."""
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if spec.precision == "bf16" and not has_bf16:  # OpenVINO would compute in f32 without an error
+    if precision == "bf16" and not has_bf16:  # OpenVINO would compute in f32 without an error
         raise EngineError("this processor has no bf16: choose precision fp32")
+    return "f32" if precision == "fp32" or not has_bf16 else "bf16"
+
+
+def openvino_model(network: nn.Module, spec: EngineSpec, calibration: Calibration) -> Any:
+    """The network as OpenVINO's graph, for spec.max_batch clips, or from 1 to that. Raises EngineError."""
+    import openvino
+
+    with temporary_folder() as folder:
+        exported = folder / "network.onnx"  # in fp32: OpenVINO rounds by the hint
+        export_onnx(network, spec, exported, engine=OpenVinoEngine.name, floating="fp32", calibration=calibration)
+        model = openvino.Core().read_model(exported)
+    if spec.dynamic_batch:
+        model.reshape([openvino.Dimension(1, spec.max_batch), *spec.frames_shape])
+    return model
+
+
+def _properties(spec: EngineSpec, core: Any) -> dict[str, object]:
+    """What the network is compiled with."""
     threads = torch.get_num_threads()
     return {
-        "INFERENCE_PRECISION_HINT": "f32" if spec.precision == "fp32" or not has_bf16 else "bf16",
+        "INFERENCE_PRECISION_HINT": precision_hint(spec.precision, core),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1 if spec.dynamic_batch else min(spec.max_batch, threads),
     }
@@ -58,14 +77,9 @@ class OpenVinoEngine(FileEngine):
 
         core = openvino.Core()
         properties = _properties(spec, core)
-        with temporary_folder() as folder:
-            exported = folder / "network.onnx"  # in fp32: OpenVINO rounds by the hint
-            one = spec if spec.dynamic_batch else replace(spec, max_batch=1)
-            export_onnx(network, one, exported, engine=cls.name, floating="fp32", calibration=calibration)
-            model = core.read_model(exported)
-            if spec.dynamic_batch:
-                model.reshape([openvino.Dimension(1, spec.max_batch), *spec.frames_shape])
-            path.write_bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
+        one = spec if spec.dynamic_batch else replace(spec, max_batch=1)
+        model = openvino_model(network, one, calibration)
+        path.write_bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
     def _run(self, frames: Tensor) -> Tensor:
         import openvino

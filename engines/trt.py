@@ -71,12 +71,11 @@ class TrtEngine(FileEngine):
     @classmethod
     def build(cls, network: nn.Module, spec: EngineSpec, calibration: Calibration, path: Path) -> None:
         refuse_precision(spec)
-        base = "fp16" if spec.precision in QUANTISED else spec.precision
         trt = load_tensorrt()
         timings = default_cache_dir().parent / f"{trt.__name__}-{trt.__version__}.timings"
         with temporary_folder() as folder, torch.cuda.device(spec.device):
             exported = folder / "network.onnx"
-            export_onnx(network, spec, exported, engine=cls.name, floating=base, calibration=calibration)
+            export_for_tensorrt(network, spec, exported, calibration)
             path.write_bytes(build_engine(exported, spec, timing_cache=timings))
 
     def _launch(self, frames: Tensor, logits: Tensor) -> None:
@@ -167,6 +166,12 @@ class TrtEngine(FileEngine):
                     "pip install tensorrt, or use engine compile"
                 )
         return why_export_unavailable()
+
+
+def export_for_tensorrt(network: nn.Module, spec: EngineSpec, path: Path, calibration: Calibration) -> None:
+    """Write `network` to `path` as the ONNX file that TensorRT builds from. Raises EngineError."""
+    floating = "fp16" if spec.precision in QUANTISED else spec.precision
+    export_onnx(network, spec, path, engine=TrtEngine.name, floating=floating, calibration=calibration)
 
 
 def load_engine(plan: bytes, log: Any) -> tuple[Any, Any]:

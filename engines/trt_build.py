@@ -28,11 +28,12 @@ def find_tensorrt() -> str | None:
     return next((name for name in LIBRARIES if importlib.util.find_spec(name) is not None), None)
 
 
-def load_tensorrt() -> Any:
-    """The TensorRT module. Raises EngineUnavailable if there is none, or its shared libraries do not load."""
-    name = find_tensorrt()
-    if name is None:
-        raise EngineUnavailable(f"TensorRT is not installed: {GET_LIBRARY}")
+def load_tensorrt(library: str | None = None) -> Any:
+    """The TensorRT module, or that of LIBRARIES which is named. Raises EngineUnavailable if it is not there, or its
+    shared libraries do not load."""
+    name = library or find_tensorrt()
+    if name is None or importlib.util.find_spec(name) is None:
+        raise EngineUnavailable(f"{library or 'TensorRT'} is not installed: {GET_LIBRARY}")
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
@@ -70,16 +71,21 @@ def refuse_precision(spec: EngineSpec) -> None:
 
 
 def build_engine(
-    onnx_path: Path, spec: EngineSpec, build_log: list[str] | None = None, timing_cache: Path | None = None
+    onnx_path: Path,
+    spec: EngineSpec,
+    build_log: list[str] | None = None,
+    timing_cache: Path | None = None,
+    library: str | None = None,
 ) -> bytes:
     """Build `onnx_path` for spec.max_batch clips, or from 1 to that; bytes to deserialize or keep.
 
     The precision is the ONNX file's own, and tf32 where that is fp32: networks are strongly typed, nothing is rounded
     here. A `build_log` is filled with all that TensorRT says, for `layer_report`. What TensorRT times is kept in the
-    file `timing_cache`; TensorRT-RTX times nothing. Raises EngineError with TensorRT's reason when it cannot parse or
-    build the file, EngineUnavailable when the library, or the GPU it builds on, is missing.
+    file `timing_cache`; TensorRT-RTX times nothing. `library` is one of LIBRARIES; default: the first that is
+    installed. Raises EngineError with TensorRT's reason when it cannot parse or build the file, EngineUnavailable when
+    the library, or the GPU it builds on, is missing.
     """
-    trt = load_tensorrt()
+    trt = load_tensorrt(library)
     if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
         raise EngineUnavailable("tensorrt builds on the GPU it builds for, and torch sees none: use tensorrt_rtx")
     log = new_log(trt, verbose=build_log is not None)

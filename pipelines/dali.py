@@ -20,7 +20,7 @@ from pipelines.errors import BadClip, DataError
 from pipelines.ledger import OFF, Lane, Ledger
 from pipelines.picture import check_file, coded_crop, coded_size, in_order, upright, views
 from pipelines.plan import ClipPlan
-from pipelines.video import JPEG_FRAMES
+from pipelines.video import JPEG_FRAMES, VideoFile
 
 Item = tuple[ClipPlan, list[np.ndarray]]  # a plan and its file, or its JPEG files
 Clip = Tensor | BadClip
@@ -72,12 +72,9 @@ class DaliDecoder:
     def _read(self, plan: ClipPlan, lane: Lane) -> list[np.ndarray] | BadClip:
         """The file's bytes, which DALI demultiplexes and decodes in one step; or those of each wanted JPEG frame."""
         video = plan.video
-        if video.file.codec not in self._codecs:
-            hint = "use --backend pyav" if self._where == "gpu" else "use --backend pyav, or DALI on a GPU"
-            return BadClip(video.id, video.path, f"DALI cannot decode {video.file.codec} on the {self._where}; {hint}")
-        if video.file.oddity or video.file.matrix not in MATRICES:
-            what = video.file.oddity or f"colours of {video.file.matrix}"
-            return BadClip(video.id, video.path, f"DALI would get it wrong ({what}); use --backend pyav")
+        if (why := why_not_dali(video.file, self._where)) is not None:
+            hint = ", or DALI on a GPU" if video.file.codec not in self._codecs and self._where == "cpu" else ""
+            return BadClip(video.id, video.path, f"{why}; use --backend pyav{hint}")
         try:
             check_file(plan, self.verify)
             if _is_folder(plan):
@@ -173,6 +170,15 @@ class DaliDecoder:
 
     def close(self) -> None:
         """DALI's threads and memory are the process's, shared by all decoders: nothing to give back."""
+
+
+def why_not_dali(file: VideoFile, where: str) -> str | None:
+    """None if DALI returns the frames of a scanned file as they are on "cpu" or "gpu", else why not."""
+    if file.codec not in (GPU_CODECS if where == "gpu" else CPU_CODECS):
+        return f"DALI cannot decode {file.codec} on the {where}"
+    if file.oddity or file.matrix not in MATRICES:
+        return f"DALI would get it wrong ({file.oddity or f'colours of {file.matrix}'})"
+    return None
 
 
 def _is_folder(plan: ClipPlan) -> bool:

@@ -18,7 +18,7 @@ ORDER = (
     ("training", "visualizing"),
     ("reporting",),
     ("watching",),
-    ("measurement",),
+    ("measurement", "exporting"),
     ("correctness", "prediction"),
     ("recipes", "recognizer"),
     ("cli",),

@@ -16,11 +16,11 @@ from tdn_bench.errors import UserError
 
 
 class EngineMismatch(UserError):
-    """An engine that does not compute what the network computes."""
+    """An engine that does not compute what the network computes: `fault` says in what."""
 
-
-def _mismatch(fault: str) -> EngineMismatch:
-    return EngineMismatch(f"the engine is not the network: {fault}; nothing was timed")
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"the engine is not the network: {fault}; nothing was timed")
+        self.fault = fault
 
 
 def reference_spec(spec: EngineSpec) -> EngineSpec:
@@ -45,26 +45,26 @@ def check_engine(
             answers.append(engine(frames))
             copies.append(answers[-1].to("cpu", torch.float32, copy=True))
             if copies[-1].shape != (len(frames), *right.shape[1:]):
-                raise _mismatch(f"it returned {tuple(copies[-1].shape)} for {len(frames)} clips")
+                raise EngineMismatch(f"it returned {tuple(copies[-1].shape)} for {len(frames)} clips")
             if bad := (~copies[-1].isfinite()).sum().item():
-                raise _mismatch(f"{bad} of the values that it returned are not finite")
+                raise EngineMismatch(f"{bad} of the values that it returned are not finite")
         if not torch.equal(batch, before):
-            raise _mismatch("it writes to the frames that it is given")
+            raise EngineMismatch("it writes to the frames that it is given")
         if not all(torch.equal(answer.float().cpu(), copy) for answer, copy in zip(answers, copies, strict=True)):
-            raise _mismatch("a later call overwrites the answer of an earlier one")
+            raise EngineMismatch("a later call overwrites the answer of an earlier one")
         first, again, back, alone = copies
         # Weights and rounding are the same in all of them, only sums may take another order: half the tolerance.
         bound = TOLERANCE[precision] * deviation(right) / 2
         for how, answer in (("in a second call", again), ("in a reversed batch", back.flip(0)), ("alone", alone)):
             if (change := (answer - first[: len(answer)]).abs().max().item()) > bound:
                 if len(batch) > 1 and torch.equal(back, again):
-                    raise _mismatch("it repeats the answer of the call before")
-                raise _mismatch(f"a clip's answer changes {how} by {change:.2g} (at most {bound:.2g} is rounding)")
+                    raise EngineMismatch("it repeats the answer of the call before")
+                raise EngineMismatch(f"a clip's answer changes {how} by {change:.2g} (at most {bound:.2g} is rounding)")
         found += copies
         wanted += [right, right, right.flip(0), right[:1]]
     comparison = compare_logits(torch.cat(found), torch.cat(wanted), precision)
     if (fault := comparison.fault()) is not None:
-        raise _mismatch(fault)
+        raise EngineMismatch(fault)
     return replace(comparison, clips=sum(map(len, batches)))
 
 
