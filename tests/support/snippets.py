@@ -259,12 +259,8 @@ def _docker(words: list[str]) -> None:
     assert words[0] in ("build", "run"), words
     if words[0] == "build":
         assert (ROOT / "Dockerfile").is_file()
-    elif "tdn-bench" in words:
-        _tdn_bench(words[words.index("tdn-bench") + 1 :])
-    else:
-        image = next(i for i, word in enumerate(words) if word.startswith("tdn_bench"))
-        if words[image + 1 :]:
-            _tdn_bench(words[image + 1 :])
+    elif "tdn_bench" in words:  # the image, whose entry point is tdn-bench
+        _tdn_bench(words[words.index("tdn_bench") + 1 :])
 
 
 def _known(words: list[str]) -> None:
