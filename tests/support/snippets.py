@@ -23,6 +23,7 @@ from unittest.mock import patch
 from support.paths import ROOT
 
 from tdn_bench.__main__ import commands
+from tdn_bench.errors import UserError
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results/README.md", *(ROOT / "docs").rglob("*.md")]
@@ -167,6 +168,8 @@ def _parse(run: Callable[[], object], what: str) -> None:
         run()
     except Parsed:
         return
+    except UserError as error:
+        raise AssertionError(f"{what}: {error}") from error
     except SystemExit as end:
         assert end.code in (None, 0), f"these flags are refused: {what}"
         return
