@@ -55,6 +55,7 @@ html_theme_options = {
 OUTSIDE = {
     "project/start": "README.md",
     "project/results": "results/README.md",
+    "project/demo_report": "results/amd-epyc-2core/demo/report.md",
     "project/contributing": "CONTRIBUTING.md",
     "project/changelog": "CHANGELOG.md",
 }
@@ -74,7 +75,7 @@ def read_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         target = (origin / match["path"]).resolve()
         if not target.exists():
             return match[0]
-        if target.is_dir():
+        if target.is_dir() or (target.suffix == ".md" and target not in pages and not target.is_relative_to(app.srcdir)):
             target = ROOT / "results/README.md"
         return f"]({os.path.relpath(pages.get(target, target), here)}{match['anchor'] or ''})"
 
@@ -82,11 +83,19 @@ def read_outside(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with `code` in backticks: nothing else in them is markup."""
-    for i, line in enumerate(lines):
-        parts = line.split("`")
-        parts[::2] = [re.sub(r"[*|\\]|(?<=\w)_(?!\w)", r"\\\g<0>", text) for text in parts[::2]]
-        lines[i] = "`".join(parts)
+    """Docstrings are plain text: `code` in backticks, and indented blocks of code. Nothing else in them is markup."""
+    plain: list[str] = []
+    for line in lines:
+        before = next((earlier for earlier in reversed(plain) if earlier.strip()), "")
+        if line.startswith("    ") and plain and not plain[-1].strip() and re.match(r"[\w\[(]", before):
+            plain += ["::", ""]
+            before = "::"
+        if not (line.startswith("    ") and (before == "::" or before.startswith("    "))):
+            parts = line.split("`")
+            parts[::2] = [re.sub(r"[*|\\]|(?<=\w)_(?!\w)", r"\\\g<0>", text) for text in parts[::2]]
+            line = "`".join(parts)
+        plain.append(line)
+    lines[:] = plain
 
 
 class Captured(Exception):  # noqa: N818
