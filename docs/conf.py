@@ -20,7 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # for the commands' help
+os.environ |= {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}  # for the commands' help
 
 from tdn_bench import __version__  # noqa: E402
 from tdn_bench.__main__ import commands  # noqa: E402
