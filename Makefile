@@ -28,7 +28,6 @@ demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine
 	$(RUN) tdn_bench.demo $(ARGS)
 
 docs: $(STAMP)  ## the documentation as a site: build/docs/index.html
-	$(VENV)/bin/python -c 'import furo, myst_nb, sphinx_copybutton, sphinx_design' 2>/dev/null || $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(RUN) sphinx -b html -W -n --keep-going docs build/docs $(ARGS)
 
 test: $(STAMP)  ## the tests, in five minutes on 2 cores: make test [ARGS=tests/engines/test_trt.py]
