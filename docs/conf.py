@@ -1,7 +1,7 @@
 """The documentation's site: `make docs` builds it into build/docs from the pages that GitHub shows, and from the code.
 
-The pages are plain Markdown, so that they read well on GitHub too. What only the site has is made here and in index.rst:
-the front page, the tables of contents, the commands' help, and pages of files that lie outside of docs/.
+The pages are plain Markdown, so that they read well on GitHub too. What only the site has is made here and in
+index.rst: the front page, the tables of contents, the commands' help, and pages of files that lie outside of docs/.
 """
 
 import contextlib
@@ -75,7 +75,9 @@ def read_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         target = (origin / match["path"]).resolve()
         if not target.exists():
             return match[0]
-        if target.is_dir() or (target.suffix == ".md" and target not in pages and not target.is_relative_to(app.srcdir)):
+        if target.is_dir() or (
+            target.suffix == ".md" and target not in pages and not target.is_relative_to(app.srcdir)
+        ):
             target = ROOT / "results/README.md"
         return f"]({os.path.relpath(pages.get(target, target), here)}{match['anchor'] or ''})"
 
@@ -98,7 +100,7 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any
     lines[:] = plain
 
 
-class Captured(Exception):  # noqa: N818
+class Captured(Exception):
     """Ends a command at its subcommands."""
 
 
@@ -123,10 +125,9 @@ def kinds(module: ModuleType) -> list[list[str]]:
 def help_of(module: ModuleType, words: list[str]) -> str:
     """What the command says of itself: all of its flags."""
     for flag in ("--help-all", "--help"):
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-            with contextlib.suppress(SystemExit):
-                module.main([*words, flag])
+        out, stop = io.StringIO(), contextlib.suppress(SystemExit)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), stop:
+            module.main([*words, flag])
         if out.getvalue():
             return out.getvalue().strip()
     raise ValueError(f"{module.__name__} has no help")

@@ -69,8 +69,9 @@ def test_a_temporal_module_of_ones_own_trains() -> None:
 
 
 def test_the_module_of_the_example_starts_as_the_identity_and_learns() -> None:
-    import torch
     from importlib.util import module_from_spec, spec_from_file_location
+
+    import torch
 
     spec = spec_from_file_location("temporal_module_example", EXAMPLES / "temporal_module.py")
     assert spec is not None

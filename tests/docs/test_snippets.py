@@ -6,7 +6,6 @@ import ast
 import importlib.util
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from support.paths import ROOT
 from support.snippet_world import add_scores, make_world, names, placed
 from support.snippets import DATA, PAGES, PYTHON, SHELL, Block, blocks, command_module, dry_run, simple_commands
 
+from tdn_bench.__main__ import commands
 from tdn_bench.cli import run_command
 
 BLOCKS = {str(page.relative_to(ROOT)): blocks(page) for page in PAGES}
@@ -99,12 +99,12 @@ def run_shell(block: Block, capfd: pytest.CaptureFixture[str]) -> list[str]:
     """Run a block's lines, or parse those that are not run; what went wrong."""
     wrong = []
     for line, expected in block.shell_lines():
-        commands = simple_commands(line)
-        if block.dry or any(why_not_run(words) for words in commands):
+        simple = simple_commands(line)
+        if block.dry or any(why_not_run(words) for words in simple):
             dry_run(line)
             continue
         status, out, err = run_line(placed(line), capfd)
-        if status not in FOUND.get(commands[0][1], (0,)):
+        if status not in FOUND.get(simple[0][1], (0,)):
             wrong.append(f"{block}: {line}\nexit status {status}\n{out}{err}")
         elif expected and not OutputChecker().check_output(expected, out, ELLIPSIS | NORMALIZE_WHITESPACE):
             wrong.append(f"{block}: {line}\nexpected:\n{expected}\ngot:\n{out}")
@@ -158,8 +158,14 @@ def test_every_shell_line_names_real_commands_flags_and_choices(page: str) -> No
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("command", commands())
+def test_the_examples_of_a_commands_help_are_real_lines(command: str) -> None:
+    for line in getattr(command_module(command), "EXAMPLES", ()):
+        dry_run(line)
+
+
 def test_what_is_no_command_flag_or_choice_is_found() -> None:
-    dry_run("tdn-bench evaluate --checkpoint FILE --data 'a b' | head -3  # a comment")
+    dry_run("X=1 tdn-bench evaluate --checkpoint FILE --data 'a b' 2> /dev/null | head -3  # a comment")
     for line in (
         "tdn-bench evalute --data DIR",
         "tdn-bench evaluate --dta DIR",

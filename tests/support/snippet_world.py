@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipelines.synthetic import CLASSES
 from support.paths import ROOT
 from support.reference import CASES, released_state_dict
-
-from pipelines.synthetic import CLASSES, make_dataset
 from tdn_bench.checkpoint import save_checkpoint
 from tdn_bench.evaluate import main as evaluate
 from tdn_bench.models import FrameClassifier, create_model

@@ -1,5 +1,4 @@
-"""The shell lines and Python snippets of the documentation: found in its pages, parsed against the real commands' flags,
-and run.
+"""The shell lines and Python snippets of the documentation: found in its pages, and parsed by the real commands' flags.
 
 A page may say `<!-- dry-run: REASON -->` on the line above a block: its lines are then parsed and not run.
 """
@@ -21,7 +20,6 @@ from typing import Any
 from unittest.mock import patch
 
 from support.paths import ROOT
-
 from tdn_bench.__main__ import commands
 from tdn_bench.errors import UserError
 
@@ -34,8 +32,8 @@ FENCE = re.compile(
     r"(?:^<!-- dry-run: (?P<dry>[^\n]+?) -->\n\n?)?^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
-OPERATORS = {"|", "||", "&", "&&", ";", "<", ">", ">>", "2>", "(", ")"}
-REDIRECTIONS = {"<", ">", ">>"}
+OPERATORS = {"|", "||", "&", "&&", ";", "(", ")"}
+REDIRECTIONS = {"<", ">", ">>", ">&", "&>"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def shell_lines(self) -> list[tuple[str, str]]:
-        """(line, expected output) in order. Of a console, what follows `$ `; continued lines are joined; lines that hold
-        only a comment are left out."""
+        """(line, expected output) in order. Of a console, what follows `$ `. Continued lines are joined; lines that
+        hold only a comment are left out."""
         if self.language == "console":
             parts = re.split(r"^\$ ", self.text, flags=re.MULTILINE)
             assert not parts[0].strip(), f"{self}: a console begins with `$ `"
@@ -93,6 +91,8 @@ def simple_commands(line: str) -> list[list[str]]:
     for word in words:
         if word in REDIRECTIONS:
             next(words)
+            if found[-1][-1:] in (["1"], ["2"]):  # of what is redirected
+                found[-1].pop()
         elif word in OPERATORS:
             found.append([])
         elif found[-1] or not re.fullmatch(r"[A-Z_]+=.*", word, re.DOTALL):
@@ -108,7 +108,7 @@ def as_tdn_bench(words: list[str]) -> list[str]:
     return words
 
 
-class Parsed(Exception):  # noqa: N818
+class Parsed(Exception):
     """Ends a command once its flags are parsed."""
 
 
@@ -171,8 +171,9 @@ def _parse(run: Callable[[], object], what: str) -> None:
     except UserError as error:
         raise AssertionError(f"{what}: {error}") from error
     except SystemExit as end:
-        assert end.code in (None, 0), f"these flags are refused: {what}"
-        return
+        if end.code in (None, 0):
+            return
+        raise AssertionError(f"these flags are refused: {what}") from end
     raise AssertionError(f"parsed nothing: {what}")
 
 
@@ -232,7 +233,7 @@ def _make(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     if arguments and not {"setup", "help", "clean"} & set(arguments):
         for line in joined(done.stdout).splitlines():
-            if "tdn_bench" in line and "pip install" not in line or "benchmarks/" in line:
+            if ("tdn_bench" in line and "pip install" not in line) or "benchmarks/" in line:
                 dry_run(line)
 
 
