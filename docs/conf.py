@@ -24,6 +24,7 @@ os.environ |= {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}  # for the comm
 
 from tdn_bench import __version__  # noqa: E402
 from tdn_bench.__main__ import commands  # noqa: E402
+from tdn_bench.cli.run import describe  # noqa: E402
 
 project, author, release = "tdn_bench", "the authors of tdn_bench", __version__
 project_copyright = "the authors of tdn_bench, Apache-2.0"
@@ -100,37 +101,20 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any
     lines[:] = plain
 
 
-class Captured(Exception):
-    """Ends a command at its subcommands."""
-
-
 def kinds(module: ModuleType) -> list[list[str]]:
     """The first words of a command that has subcommands, one for each set of flags."""
     found: dict[object, list[str]] = {}
-
-    def capture(of: dict[str, Any], *rest: object, **options: object) -> None:
-        for word, flags in of.items():
-            found.setdefault(getattr(flags, "__annotations__", {}).get("return", flags), [word])
-        raise Captured
-
-    if not hasattr(module, "parse_subcommand"):
-        return []
-    true, module.parse_subcommand = module.parse_subcommand, capture  # type: ignore[attr-defined]
-    with contextlib.suppress(Captured):
-        module.main([])
-    module.parse_subcommand = true  # type: ignore[attr-defined]
+    for name, kind in (describe(module.main).kinds or {}).items():
+        found.setdefault(kind.make, [name])
     return list(found.values())
 
 
 def help_of(module: ModuleType, words: list[str]) -> str:
     """What the command says of itself: all of its flags."""
-    for flag in ("--help-all", "--help"):
-        out, stop = io.StringIO(), contextlib.suppress(SystemExit)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), stop:
-            module.main([*words, flag])
-        if out.getvalue():
-            return out.getvalue().strip()
-    raise ValueError(f"{module.__name__} has no help")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        module.main([*words, "--help-all"])
+    return out.getvalue().strip()
 
 
 class CommandHelp(SphinxDirective):
