@@ -60,9 +60,10 @@ def test_the_slurm_script_goes_on_with_its_run(tmp_path: Path) -> None:
     assert run().stdout.rstrip().endswith("--resume")
 
 
+@pytest.mark.slow
 def test_a_temporal_module_of_ones_own_trains() -> None:
     command = [sys.executable, str(EXAMPLES / "temporal_module.py"), "--steps", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=None)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     losses = re.findall(r"^(TSN|S-TDM) \+ module: losses (\d\.\d+), (\d\.\d+)$", done.stdout, re.MULTILINE)
     assert [name for name, *_ in losses] == ["TSN", "S-TDM"]
