@@ -150,7 +150,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page: str) -> None:
 def beside_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that holds what some commands look for as they read their flags."""
     monkeypatch.chdir(tmp_path)
-    Path("clip.mp4").touch()
+    Path("clip.mp4").write_bytes(b"a clip")
 
 
 @pytest.mark.usefixtures("beside_a_clip")

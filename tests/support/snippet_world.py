@@ -24,7 +24,6 @@ CHECKPOINTS = {
     "runs/demo/tdn/last.safetensors": "tdn",
     "runs/demo/tsn/best.safetensors": "tsn",
     "runs/sthv2/best.safetensors": "tdn",
-    "runs/mine/best.safetensors": "tdn",
     "best.safetensors": "tdn",
     "tdn.safetensors": "tdn",
     "tsn.safetensors": "tsn",
@@ -34,6 +33,7 @@ NOTES = {"num_segments": 4, "size": 64, "crop_ratio": 1.0}
 PLACES = (
     (r"(--dataset ucf101 .*--checkpoint) FILE", r"\1 ucf.safetensors"),
     (r"(?<=--checkpoint )FILE", "best.safetensors"),
+    (r"(--checkpoint TDN_\S+ .*--class-names) classes.txt", r"\1 classes-174.txt"),
     (r"(?<=--manifest )FILE", "runs/sthv2.arrow"),
     (r"\bDIR\b", "data/sthv2"),
     (r"\bMACHINE\b", "machine"),
@@ -60,7 +60,9 @@ def make_world(root: Path, data: Path) -> Path:
     for place, network in CHECKPOINTS.items():
         _checkpoint(root / place, network)
     _released(root / "TDN_sthv2_r50_8f.pth.tar")
-    for name in ("clip.mp4", "other.mp4", "videos/one.mp4", "videos/two.webm", "videos/three.mp4"):
+    (root / "classes-174.txt").write_text("".join(f"class {i}\n" for i in range(174)))
+    folders = [f"{folder}/{name}" for folder in ("videos", "clips", "calibration") for name in ("one.mp4", "two.webm")]
+    for name in ("clip.mp4", "other.mp4", *folders):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(clips[len(name) % len(clips)], root / name)
     shutil.copytree(ROOT / "results/amd-epyc-2core/demo", root / "results/machine/demo")
