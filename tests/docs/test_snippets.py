@@ -25,7 +25,6 @@ from tdn_bench.cli import run_command
 BLOCKS = {str(page.relative_to(ROOT)): blocks(page) for page in PAGES}
 WITH_SHELL = [page for page, found in BLOCKS.items() if any(b.language in SHELL for b in found)]
 TO_RUN = [page for page, found in BLOCKS.items() if any(b.language in (*SHELL, PYTHON) for b in found)]
-FAST = ("README.md",)  # pages that the fast tests run, too
 MINUTES = ("ablate", "demo", "gpu-suite", "regress", "scenario")
 FOUND = {"doctor": (0, 1), "parity": (0, 1)}  # exit statuses that are no error
 SMALL = ["--model", "tdn_resnet_small", "--num-segments", "2", "--size", "64"]
@@ -69,8 +68,6 @@ def made_world(tmp_path_factory: pytest.TempPathFactory, motion_data: Path) -> P
 def world(made_world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with all that the pages assume; `tdn-bench` is on the path of its shell."""
     monkeypatch.chdir(made_world)
-    if not Path("split3.safetensors").exists():
-        add_scores(made_world)
     programs = made_world / "bin"
     programs.mkdir(exist_ok=True)
     for name, words in (("tdn-bench", "-m tdn_bench"), ("python", "")):
@@ -206,12 +203,17 @@ def test_blocks_are_found_with_their_marks_and_lines(tmp_path: Path) -> None:
         blocks(page)
 
 
-@pytest.mark.parametrize("page", FAST)
-def test_the_front_page_runs(page: str, world: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run_page(page, capfd)
+def test_the_front_pages_python_runs(world: Path) -> None:
+    namespace = names()
+    assert [
+        wrong for block in BLOCKS["README.md"] if block.language == PYTHON for wrong in run_python(block, namespace)
+    ] == []
+    assert namespace["recognize"]("clip.mp4").top(1)[0][0] in namespace["recognize"].classes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in TO_RUN if page not in FAST])
+@pytest.mark.parametrize("page", TO_RUN)
 def test_the_page_runs(page: str, world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if page == "docs/testing.md":
+        add_scores()
     run_page(page, capfd)

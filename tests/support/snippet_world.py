@@ -68,11 +68,12 @@ def make_world(root: Path, data: Path) -> Path:
     shutil.copytree(ROOT / "results/amd-epyc-2core/demo", root / "results/machine/demo")
     shutil.copytree(ROOT / "results/amd-epyc-2core/demo", root / "runs/demo/records")
     shutil.copy(next((root / "results/machine/demo").glob("throughput-*.json")), root / "results/machine/RECORD.json")
+    (root / "examples").symlink_to(ROOT / "examples")
     (root / "results/amd-epyc-2core").symlink_to(ROOT / "results/amd-epyc-2core")
     return root
 
 
-def add_scores(root: Path) -> None:
+def add_scores() -> None:
     """The scores that the page on testing combines, saved by `tdn-bench evaluate` in the current folder."""
     for name, network in (("k400-8f", "tdn"), ("k400-16f", "tsn")):
         flags = ["--checkpoint", f"{network}.safetensors", "--data", "data/sthv2"]

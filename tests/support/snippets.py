@@ -91,7 +91,7 @@ def simple_commands(line: str) -> list[list[str]]:
     words = iter(lexer)
     for word in words:
         if word in REDIRECTIONS:
-            next(words)
+            next(words, None)
             if found[-1][-1:] in (["1"], ["2"]):  # of what is redirected
                 found[-1].pop()
         elif word in OPERATORS:
