@@ -52,9 +52,10 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#56b4e9", "color-brand-content": "#56b4e9"},
 }
 
-# The site's pages of files that lie outside of docs/.
+# The site's pages of files that lie outside of docs/, and of the index for GitHub.
 OUTSIDE = {
     "project/start": "README.md",
+    "project/pages": "docs/index.md",
     "project/results": "results/README.md",
     "project/demo_report": "results/amd-epyc-2core/demo/report.md",
     "project/contributing": "CONTRIBUTING.md",
