@@ -32,7 +32,13 @@ def test_shellcheck_finds_nothing_in_a_script(script: Path) -> None:
 def test_the_command_of_a_script_has_real_flags(script: Path) -> None:
     text = joined(script.read_text())
     (command,) = [line for line in text.splitlines() if re.match(r"(srun )?torchrun ", line)]
-    values = {"goes_on[@]": "--resume", "data": "data", "start": "resnet50.pth", "output": "runs/sthv2"}
+    values = {
+        "goes_on[@]": "--resume",
+        "data": "data",
+        "start": "resnet50.pth",
+        "output": "runs/sthv2",
+        "nodes[0]": "node7",
+    }
     for name, value in values.items():
         command = re.sub(rf'"?\$\{{?{re.escape(name)}\}}?"?(?![\w:])', value, command)
     command = re.sub(r'"\$\{?\w+(:\?[^}]*)?\}?', '"2', command)  # of the scheduler and the environment

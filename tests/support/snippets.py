@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from support.paths import ROOT
 from tdn_bench.__main__ import commands
-from tdn_bench.cli import run_command
+from tdn_bench.cli import run, run_command
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results/README.md", *(ROOT / "docs").rglob("*.md")]
@@ -141,12 +141,13 @@ def ending_at(*places: tuple[Any, str]) -> Iterator[None]:
 
 
 def parse_command(name: str, argv: list[str]) -> None:
-    """Parse a command's flags by its own dataclasses; AssertionError where they are not its flags."""
+    """Parse a command's flags by its own dataclasses; AssertionError where they are not its flags. What the flags name
+    (files, cameras) is not looked for."""
     import tyro
 
     module = command_module(name)
     places = [(module, function) for function in vars(module) if function.startswith("parse")]
-    with ending_at(*(places or [(tyro.extras, "overridable_config_cli")])):
+    with ending_at(*(places or [(tyro.extras, "overridable_config_cli")])), patch.object(run, "check_all", create=True):
         _parse(lambda: run_command(module.main, argv), f"tdn-bench {name} {shlex.join(argv)}")
 
 
