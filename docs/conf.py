@@ -65,7 +65,8 @@ OUTSIDE = {
 
 def read_outside(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the file that a page stands for in its place, and let links lead to the site's own pages where it has one; of
-    all other files Sphinx makes downloads. A folder of records becomes the page that lists the records."""
+    all other files Sphinx makes downloads. A folder of records becomes the page that lists the records, and examples/
+    the one that names its files."""
     here = Path(app.srcdir, docname).parent
     origin = here
     if docname in OUTSIDE:
@@ -77,9 +78,9 @@ def read_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         target = (origin / match["path"]).resolve()
         if not target.exists():
             return match[0]
-        if target.is_dir() or (
-            target.suffix == ".md" and target not in pages and not target.is_relative_to(app.srcdir)
-        ):
+        if target == ROOT / "examples":
+            target = ROOT / "docs/index.md"
+        elif target.is_dir() or not (target.suffix != ".md" or target in pages or target.is_relative_to(app.srcdir)):
             target = ROOT / "results/README.md"
         return f"]({os.path.relpath(pages.get(target, target), here)}{match['anchor'] or ''})"
 
