@@ -32,8 +32,10 @@ SMALL = ["--model", "tdn_resnet_small", "--num-segments", "2", "--size", "64"]
 
 def why_not_run(words: list[str]) -> str | None:
     """Why a simple command is only parsed; None for one that is run."""
-    if words[0] != "tdn-bench" or words[1].startswith("-"):
-        return "not a command of this project" if words[0] != "python" else None
+    if words[0] == "python":
+        return "a benchmark, which takes minutes" if words[1].startswith("benchmarks/") else None
+    if words[0] != "tdn-bench":
+        return "not a command of this project"
     if words[1] in MINUTES:
         return "takes minutes; it has tests of its own"
     if "--compare" in words:
