@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipelines.errors import DataError, printable
+from pipelines.folders import read_layout
 from pipelines.inside import Inside
 from pipelines.label_files import (
     ADVICE,
@@ -237,6 +238,21 @@ def read_hmdb51(root: Path, *, split: int = 1, labels: Path | None = None, allow
     return _assemble(f"{root.resolve().name}-split{split}", root, classes, entries, folders, allow_outside)
 
 
+@register_dataset("folders", num_splits=3)
+def read_own_folders(
+    root: Path, *, split: int = 1, labels: Path | None = None, allow_outside: bool = False
+) -> Annotations:
+    """Read folders that are classes, `<split>/<class>/*` or `<class>/*` below `root`; `split` is then which one is
+    drawn. A video's id is its path below `root`."""
+    if labels is not None:
+        raise DataError(f"folders need no label files: leave out --labels {labels}")
+    layout = read_layout(root, split, allow_outside)
+    check_classes(root, layout.classes)
+    _check_places(((sample.id, sample) for sample in layout.samples), root, [root], allow_outside)
+    _check_not_empty(list(layout.samples), root, layout.splits)
+    return Annotations(root.resolve().name, root.absolute(), layout.classes, layout.samples, layout.notes)
+
+
 DATASET_NAMES: tuple[str, ...] = tuple(DATASETS)
 
 
@@ -311,8 +327,14 @@ def flip_labels(classes: Iterable[str]) -> tuple[int, ...]:
     index = {name: i for i, name in enumerate(names)}
     swap = {"left": "right", "right": "left"}
     swap |= {"clockwise": "counterclockwise", "counterclockwise": "clockwise"}
-    pattern = re.compile(rf"\b({'|'.join(swap)})\b")
-    mirrored = (pattern.sub(lambda m: swap[m.group()], name) for name in names)
+    # whole words, where "_" parts words as a space does: folders are named so
+    pattern = re.compile(rf"(?<![^\W_])({'|'.join(swap)})(?![^\W_])", re.IGNORECASE)
+
+    def other(match: re.Match[str]) -> str:
+        word = swap[match[0].lower()]
+        return word.upper() if match[0].isupper() else word.capitalize() if match[0][0].isupper() else word
+
+    mirrored = (pattern.sub(other, name) for name in names)
     return tuple(index.get(name, i) for i, name in enumerate(mirrored))
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.clip import ClipSpec
+from pipelines.clip import COLOURS, ClipSpec
 from pipelines.container import UnreadableVideo, open_video, reason
 from pipelines.decoding import decode_frames
 from pipelines.errors import BadClip, DataError
@@ -25,9 +25,10 @@ from pipelines.frame_index import FrameIndex
 from pipelines.jpeg import frame_files, read_jpeg
 from pipelines.ledger import IDLE, OFF, Lane, Ledger
 from pipelines.picture import check_file, coded_crop, coded_size, in_order, upright, views
-from pipelines.plan import ClipPlan
+from pipelines.plan import ClipPlan, plan_evaluation
+from pipelines.sampling import FRAMES_PER_SEGMENT
 from pipelines.scaling import Scaler
-from pipelines.video import JPEG_FRAMES
+from pipelines.video import JPEG_FRAMES, UNKNOWN_LABEL, Sample, Video, VideoFile
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -137,12 +138,31 @@ def _jpeg_pictures(plan: ClipPlan, spec: ClipSpec, lane: Lane) -> Tensor:
             raise BadClip(video.id, video.path, reason)
         rgb[i] = torch.from_numpy(picture)
         lane.lap("decode")
+    out = _resized(rgb, plan, spec)
+    lane.lap("augment")
+    return out
+
+
+def _resized(rgb: Tensor, plan: ClipPlan, spec: ClipSpec) -> Tensor:
+    """uint8 (clips·T·L, H, W, C), the plan's frames in its order, from its distinct ones, whole, uint8 (F, H, W, C)."""
     x, y, w, h = coded_crop(plan)
     width, height = coded_size(plan, spec.size)
     region = rgb[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # channels-last as it lies in memory
     out = F.interpolate(region, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-    lane.lap("augment")
     return in_order(upright(out, plan), plan)
+
+
+def clip_of_frames(frames: Tensor, spec: ClipSpec, name: str = "frames") -> Tensor:
+    """The clip of a video that is decoded already, all its frames upright RGB, uint8 (N, H, W, C): uint8 (views·T, L,
+    size, size, C), as of a folder of JPEG frames of that name. Raises BadClip for other frames, and for too few."""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != COLOURS or 0 in frames.shape:
+        raise BadClip(name, name, f"frames are {frames.dtype} {tuple(frames.shape)}: give uint8 (N, H, W, 3)")
+    count, height, width, _ = frames.shape
+    if count < FRAMES_PER_SEGMENT:
+        raise BadClip(name, name, f"{count} frames, fewer than a segment's {FRAMES_PER_SEGMENT}")
+    file = VideoFile(num_frames=count, width=width, height=height)
+    plan = plan_evaluation(Video(Sample(name, name, UNKNOWN_LABEL, "test"), file), spec)
+    return views(_resized(frames.cpu()[torch.from_numpy(plan.wanted)], plan, spec), plan, spec)
 
 
 def read_frames(plan: ClipPlan, lane: Lane) -> Iterator[bytes]:

@@ -15,23 +15,8 @@ from pipelines.errors import DataError, printable
 from pipelines.files import read_regular
 from pipelines.inside import Inside
 from pipelines.video import NEEDED_SPLITS, UNKNOWN_LABEL
+from pipelines.video import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (
-    ".avi",
-    ".flv",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpg",
-    ".mpeg",
-    ".mts",
-    ".ogv",
-    ".ts",
-    ".webm",
-    ".wmv",
-    ".3gp",
-)
 HEADER = ("label", "labels", "video", "id", "video;label", "id;label")  # first lines that some copies add
 MAX_CLASSES = 100_000  # more is a mistake, and a network with so many outputs would fill the memory
 MAX_TEXT_BYTES, MAX_JSON_BYTES = 1 << 28, 1 << 26  # larger files are no label files; checked before they are read

@@ -7,6 +7,7 @@ can be resumed at any epoch.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from pipelines.clip import ClipSpec
 from pipelines.sampling import center_frame_indices, random_frame_indices
-from pipelines.video import Video
+from pipelines.video import Video, clip_name
 
 # Offsets of the 13 positions, in quarters of the room that is left (x, y): corners and edges, centre, inner four.
 CROP_POSITIONS = (
@@ -75,13 +76,14 @@ def three_windows(width: int, height: int, size: int) -> tuple[tuple[int, int], 
 def plan_evaluation(video: Video, spec: ClipSpec) -> ClipPlan:
     """The views of an evaluation: one centred clip, or clips drawn at random; the centre crop, or three crops.
 
-    The draw depends on the video's id alone: the views are the same in every run, list and backend.
+    The draw depends on the video's name alone (`clip_name` of its id): the views are the same in every run, list and
+    backend, and for a file by itself as for the data set that it is of.
     """
     count, width, height = video.file.num_frames, video.file.width, video.file.height
     if spec.num_clips == 1:
         frames = center_frame_indices(count, spec.num_segments, spec.frames_per_segment)
     else:
-        rng = np.random.default_rng(list(hashlib.sha256(video.id.encode()).digest()))
+        rng = np.random.default_rng(list(hashlib.sha256(os.fsencode(clip_name(video.id))).digest()))
         draws = range(spec.num_clips)
         frames = np.concatenate(
             [random_frame_indices(count, spec.num_segments, rng, spec.frames_per_segment) for _ in draws]

@@ -19,7 +19,7 @@ from pipelines.jpeg import frame_files, frame_number, header_size
 from pipelines.reading import Level, Packets, announced_duration_s, find_frames
 from pipelines.sampling import FRAMES_PER_SEGMENT
 from pipelines.scaling import Scaler
-from pipelines.video import JPEG_FRAMES, OK, Sample, Video, VideoFile
+from pipelines.video import JPEG_FRAMES, OK, Sample, Video, VideoFile, clip_name
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -52,8 +52,9 @@ def scan_file(path: str, level: Level = "sample") -> VideoFile:
 
 
 def as_video(path: Path, id: str | None = None, label: int = 0, split: str = "validation") -> Video:
-    """A row for a file, or folder of frames, as it is now; `id` is by default its name without suffix."""
-    return Video(Sample(id or path.stem, str(path.absolute()), label, split), scan_file(str(path)))
+    """A row for a file, or folder of frames, as it is now; `id` is by default its name (`clip_name`)."""
+    whole = str(path.absolute())
+    return Video(Sample(id or clip_name(whole), whole, label, split), scan_file(whole))
 
 
 def checksum(path: str) -> str:

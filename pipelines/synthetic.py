@@ -223,6 +223,19 @@ def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return np.pad(image.astype(np.float32), ((0, HEIGHT + 1), (0, WIDTH + 1), (0, 0)), mode="wrap")
 
 
+def _texels(x: float, y: float, radius: float, angle: float) -> np.ndarray:
+    """int32 (2r + 1, 2r + 1), r = ⌈radius⌉: the sprite's texel, as a flat index, of each pixel around the object."""
+    reach = math.ceil(radius)
+    offset = np.arange(-reach, reach + 1, dtype=np.float32)
+    scale = (_SPRITE - 1) / 2 / radius
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    dx, dy = offset - np.float32(x % 1), (offset - np.float32(y % 1))[:, None]
+    middle = np.float32(_SPRITE / 2)  # half a texel more than the centre: truncation then rounds
+    u = np.clip(dx * np.float32(cos) + (dy * np.float32(sin) + middle), 0, _SPRITE - 1).astype(np.int32)
+    v = np.clip(dy * np.float32(cos) - (dx * np.float32(sin) - middle), 0, _SPRITE - 1).astype(np.int32)
+    return v * _SPRITE + u
+
+
 def render(scene: Scene) -> np.ndarray:
     """Render a clip: uint8 (scene.frames, HEIGHT, WIDTH, 3), RGB."""
     rng = np.random.default_rng(scene.texture_seed)
@@ -248,21 +261,26 @@ def render(scene: Scene) -> np.ndarray:
         frame *= np.float32(across)
         frame += rows[:, :-1]
 
-        reach = math.ceil(radius)
-        offset = np.arange(-reach, reach + 1, dtype=np.float32)
-        scale = (_SPRITE - 1) / 2 / radius
-        cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
-        dx, dy = offset - np.float32(x % 1), (offset - np.float32(y % 1))[:, None]
-        middle = np.float32(_SPRITE / 2)  # half a texel more than the centre: truncation then rounds
-        u = np.clip(dx * np.float32(cos) + (dy * np.float32(sin) + middle), 0, _SPRITE - 1).astype(np.int32)
-        v = np.clip(dy * np.float32(cos) - (dx * np.float32(sin) - middle), 0, _SPRITE - 1).astype(np.int32)
-        texels = sprite.take(v * _SPRITE + u, axis=1)
-        window = frame[HEIGHT // 2 - reach :, WIDTH // 2 - reach :][: len(offset), : len(offset)]
+        places = _texels(x, y, radius, angle)
+        texels = sprite.take(places, axis=1)
+        reach = len(places) // 2
+        window = frame[HEIGHT // 2 - reach :, WIDTH // 2 - reach :][: len(places), : len(places)]
         for channel in range(3):
             window[..., channel] *= texels[3]
             window[..., channel] += texels[channel]
         out[:] = np.roll(frame.astype(np.uint8), (top, left), axis=(0, 1))
     return clip
+
+
+def object_masks(scene: Scene, frames: np.ndarray) -> np.ndarray:
+    """Where `render` draws the object, more than half opaque, in zero-based `frames` (F,): bool (F, HEIGHT, WIDTH)."""
+    opaque = _stencil(scene.shape)[0].ravel() > 0.5
+    masks = np.zeros((len(frames), HEIGHT, WIDTH), bool)
+    for mask, (x, y, radius, angle, *_) in zip(masks, np.stack(pose(scene, frames), axis=1).tolist(), strict=True):
+        window = opaque[_texels(x, y, radius, angle)]
+        at = np.arange(len(window)) - len(window) // 2
+        mask[np.ix_((math.floor(y) + at) % HEIGHT, (math.floor(x) + at) % WIDTH)] = window
+    return masks
 
 
 def encode(clip: np.ndarray) -> bytes:

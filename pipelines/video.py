@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
@@ -9,6 +10,33 @@ NEEDED_SPLITS = SPLITS[:2]
 UNKNOWN_LABEL = -1  # of a test video whose class the release keeps to itself
 OK = "ok"
 JPEG_FRAMES = "jpeg"  # the codec of a folder of frames
+# What a file in a folder is taken for a video by. One that is named itself is tried whatever its suffix.
+VIDEO_SUFFIXES = (
+    *(
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".f4v",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+    ),
+    *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+
+
+def clip_name(path: str) -> str:
+    """The name of a video, by its path or its id: the last part, without a video file's suffix. "a/b.mp4" is "b"."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
 
 @dataclass(frozen=True)

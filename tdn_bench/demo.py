@@ -15,7 +15,7 @@ from tdn_bench.cli.ranges import DAY_S, check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import demo as demo_recipe
 from tdn_bench.records import check_file, check_folder, machine_name, utc_now
-from tdn_bench.reporting import write_report
+from tdn_bench.reporting import html_path, write_report
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  left out: {error}", flush=True)
             missing.append(f"{title}: {error}")
     step("report")
-    print(f"report: {write_report(folder, since=started, missing=missing)}")
+    path = write_report(folder, since=started, missing=missing)
+    print(f"page: {html_path(folder)}")
+    print(f"report: {path}")
     if config.results is None:
         published = Path("results") / machine_name(device) / "demo"
         print(f"To publish it, copy {folder} to {published}, or run the demo with --results {published}.")

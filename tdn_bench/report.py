@@ -1,4 +1,4 @@
-"""A Markdown page with tables and plots from a folder of records."""
+"""An HTML page with charts, and a Markdown page, from a folder of records."""
 
 from __future__ import annotations
 
@@ -8,22 +8,34 @@ from pathlib import Path
 
 import tyro
 
+from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
-from tdn_bench.reporting import write_report
+from tdn_bench.records import check_file
+from tdn_bench.reporting import html_path, write_report
+
+EXAMPLES = (
+    "tdn-bench report runs/demo/records",
+    "tdn-bench report results                       # all records below it; each machine has a section",
+)
+COMMON = ("folder",)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write report.md and its plots from the newest record of each kind and name."""
+    """Write report.html (opens offline) and report.md from the newest record of each kind and name."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder with records (*.json); the page is written there."""
+    """Folder with records (*.json), those in folders below it too; the pages are written there."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write report.md and its plots."""
-    config = parse(Report, argv, "report")
-    print(f"report: {write_report(config.folder)}")
+    """Write report.html and report.md."""
+    config = parse(Report, argv, "report", examples=EXAMPLES, common=COMMON)
+    if config.folder.is_dir():  # what it holds is asked first where it is none
+        check_file("FOLDER", html_path(config.folder))
+    path = write_report(config.folder)
+    print(f"page: {printable(str(html_path(config.folder)))}")
+    print(f"report: {printable(str(path))}")
 
 
 if __name__ == "__main__":

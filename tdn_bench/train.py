@@ -1,4 +1,4 @@
-"""Train a network by a recipe: Something-Something, Kinetics, UCF101, HMDB51, or the demo's synthetic videos."""
+"""Train a network by a recipe: Something-Something, Kinetics, UCF101, HMDB51, your own folders, or the demo."""
 
 from __future__ import annotations
 

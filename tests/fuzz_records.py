@@ -19,14 +19,18 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from support.damaged_json import changed, content_of, write_odd
+from support.pages import Reader
 from support.paths import ROOT
 from support.turns import Machine
 
 import tdn_bench.regression.gate as gate_module
+from pipelines.errors import printable
 from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.history import main as history
@@ -104,6 +108,7 @@ def judge_folder(place: Path) -> Counter[str]:
     page = (place / "report.md").read_text(encoding="utf-8")
     assert "the-good-one" in page
     check_page(page)
+    check_html((place / "report.html").read_text(encoding="utf-8"), [p.name for p in place.glob("*.json")])
     notes = said(history, str(place))[2]
     named = re.findall(r"^note: not shown: .*$", notes, re.MULTILINE)
     readable = {}
@@ -133,6 +138,18 @@ def check_page(page: str) -> None:
     assert not re.search(r"(?<!\\)\[l\]", page)
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def check_html(text: str, files: Sequence[str]) -> None:
+    """No text of a record became markup, charts are JSON without what is none, and every file is named."""
+    page = Reader(text)
+    assert page.tags.count("script") == (3 if "vega" in text else 2)
+    assert {"img", "iframe", "object", "embed", "l"} & set(page.tags) == set()
+    specs = re.search(r'id="specs">(.*?)</script>', text, re.DOTALL)
+    assert specs is not None
+    json.loads(specs[1], parse_constant=lambda found: pytest.fail(f"{found} in a chart"))
+    for name in files:
+        assert escape(printable(name)) in text or "older records are not listed" in text, name
 
 
 def fuzz_baselines(folder: Path, count: int, seed: int) -> Counter[str]:

@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
+DATA = {
+    "tdn_bench/records/record.schema.json",
+    "tdn_bench/records/published.tsv",
+    *(f"tdn_bench/reporting/report.{suffix}" for suffix in ("html.jinja", "css", "js")),
+}
 PACKAGES = ("tdn_bench", "pipelines", "engines", "storage")
 
 
@@ -26,6 +31,6 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     found = set(zipfile.ZipFile(wheel).namelist())
     files = {str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
-    files |= {f"{package}/py.typed" for package in PACKAGES} | {"tdn_bench/records/record.schema.json"}
+    files |= {f"{package}/py.typed" for package in PACKAGES} | DATA
     assert files <= found, files - found
     assert {name.split("/")[0] for name in found if ".dist-info" not in name} == set(PACKAGES)

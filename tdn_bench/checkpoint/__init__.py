@@ -5,9 +5,10 @@ with `weights_only=True`, which refuses any pickle that would run code.
 """
 
 from pipelines.files import clear_debris
-from tdn_bench.checkpoint.classes import ClassMatch, match_classes
+from tdn_bench.checkpoint.classes import ClassMatch, are_numbers, match_classes
 from tdn_bench.checkpoint.loading import (
     LoadReport,
+    count_classes,
     known_classes,
     load_backbone,
     load_checkpoint,
@@ -23,7 +24,9 @@ __all__ = [
     "CheckpointError",
     "ClassMatch",
     "LoadReport",
+    "are_numbers",
     "clear_debris",
+    "count_classes",
     "known_classes",
     "load_backbone",
     "load_checkpoint",

@@ -46,7 +46,7 @@ def match_classes(
     if (order := _places(known, wanted)) is not None:
         note = f"{where}: knows these classes in another order; they are matched by name ({_moved(known, order)})"
         return ClassMatch(order, note)
-    if _are_numbers(known) or _are_numbers(wanted):
+    if are_numbers(known) or are_numbers(wanted):
         if len(known) == len(wanted):
             return ClassMatch()
         raise CheckpointError(f"{where}: knows {len(known)} classes, {other} has {len(wanted)}; {advice}")
@@ -73,7 +73,7 @@ def _moved(known: Sequence[str], order: Sequence[int]) -> str:
     return f"{sum(place != i for i, place in enumerate(order))} moved, first {known[order[i]]!r} from {order[i]} to {i}"
 
 
-def _are_numbers(names: Sequence[str]) -> bool:
+def are_numbers(names: Sequence[str]) -> bool:
     """Whether names are but the classes' own numbers: what a list without names gets."""
     return list(names) == [str(i) for i in range(len(names))]
 

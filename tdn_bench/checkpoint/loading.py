@@ -226,6 +226,18 @@ def _order_classes(
     return match.note
 
 
+def count_classes(path: str | Path) -> int:
+    """For how many classes a checkpoint's classifier is, by its tensors. Raises CheckpointError as `load_checkpoint`
+    does, and for a file without a classifier."""
+    path = Path(path)
+    state, _ = _read(path)
+    renamed = _rename(state, () if path.suffix == ".safetensors" else _AUTHORS_NAMES)
+    _, weight = renamed.get("classifier.weight", ("", None))
+    if weight is None or weight.dim() != 2 or not len(weight):
+        raise CheckpointError(f"{path}: has no classifier; is it a whole network's checkpoint?")
+    return len(weight)
+
+
 def known_classes(notes: Mapping[str, Any], path: Path) -> list[str] | None:
     """The class names in a checkpoint's notes, None without any. Raises CheckpointError for what are no names."""
     classes = notes.get("classes")

@@ -69,7 +69,7 @@ class DataFlags:
     data: Path | None = None
     """The data set's folder, as it is distributed."""
     split: int = 1
-    """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
+    """Which official split: 1, 2 or 3 of UCF101 and HMDB51; of folders that say no split, which of three draws."""
     labels: Path | None = None
     """Folder of the annotation files, if they are not below --data."""
     manifest: Path | None = None
@@ -98,8 +98,10 @@ class DataFlags:
         check_range("split", self.split, 1, 3)
 
     def open(self, progress: bool = True) -> Manifest:
-        """What `open_as_listed` gives, with each video of validation and test once; training may want repeats."""
-        return counted_once(self.open_as_listed(progress), SPLITS[1:])
+        """What `open_as_listed` gives, with each video of validation and test once; training may want repeats. Says on
+        stderr how lists and folders were read."""
+        listed = self.open_as_listed(progress, say=lambda note: print(note, file=sys.stderr))
+        return counted_once(listed, SPLITS[1:])
 
     def open_as_listed(
         self, progress: bool = True, say: Callable[[str], object] = str, level: Level = "sample"
@@ -141,10 +143,10 @@ class DataFlags:
 class SourceFlags:
     """Where a data set lies, and what annotates it."""
 
-    root: Path | None = None
+    root: Annotated[Path | None, arg(aliases=("--data",))] = None
     """The data set's folder, as it is distributed; of lists: the folder that their paths are relative to."""
     split: int = 1
-    """Which official split: 1, 2 or 3 of UCF101 and HMDB51."""
+    """Which official split: 1, 2 or 3 of UCF101 and HMDB51; of folders that say no split, which of three draws."""
     labels: Path | None = None
     """Folder of the annotation files, if they are not below --root."""
     train_list: Path | None = None

@@ -162,9 +162,9 @@ def commit() -> str | None:
 
 
 def tracked_files(folder: Path) -> set[str]:
-    """Names of the files in `folder` itself that git tracks: published records, not a user's own. Empty without git and
-    outside a checkout."""
-    command = ["git", "-C", str(folder), "ls-files", "-z", "--", ":(glob)*"]
+    """The files below `folder` that git tracks, relative to it: published records, not a user's own. Empty without git
+    and outside a checkout."""
+    command = ["git", "-C", str(folder), "ls-files", "-z"]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

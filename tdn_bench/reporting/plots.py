@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +14,14 @@ from pipelines.errors import printable
 from pipelines.files import write_whole
 from pipelines.ledger import WORK
 from tdn_bench.records import Record
-from tdn_bench.reporting.tables import Unfit, number, pace, stages_of
+from tdn_bench.reporting.confusions import confusion
+from tdn_bench.reporting.tables import number, pace, stages_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = tuple(stage for stage in WORK if stage != "train")  # of inference
-MAX_BARS, MAX_MATRICES, MAX_LABELS, MAX_CLASSES = 40, 6, 100, 2000
+MAX_BARS, MAX_MATRICES = 40, 6
 
 
 def pyplot() -> ModuleType:
@@ -73,22 +73,6 @@ def plot_stages(records: Sequence[Record], path: Path) -> None:
     save(fig, path)
 
 
-def confusion(record: Record) -> tuple[np.ndarray, list[str]] | None:
-    """A record's confusion matrix, float (classes, classes), and the names of its classes; None where it has none.
-    Raises Unfit where it is none."""
-    counts, names = record.details.get("confusion"), record.details.get("classes")
-    if counts is None:
-        return None
-    classes = len(names) if isinstance(names, list) else 0
-    if not 0 < classes <= MAX_CLASSES:
-        raise Unfit(f"confusion matrix of {classes or 'unnamed'} classes")
-    rows = counts if isinstance(counts, list) else []
-    square = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
-    if not square or not all(type(n) is int and 0 <= n < 2**53 for row in rows for n in row):
-        raise Unfit(f"confusion matrix is not {classes} × {classes} counts, as its classes are")
-    return np.array(rows, float), [str(name) for name in names]  # type: ignore[union-attr]
-
-
 def plot_confusion(records: Sequence[Record], path: Path) -> None:
     """Confusion matrices of at most MAX_MATRICES networks: true classes (rows), predicted ones (columns), in percent of
     the row."""
@@ -103,7 +87,7 @@ def plot_confusion(records: Sequence[Record], path: Path) -> None:
         top1 = number(record.figures, "top1_percent")
         said = "" if top1 is None else f": top-1 {top1:.1f} %"
         ax.set_title(f"{plot_text(record.name)}{said}", fontsize="medium")
-        shown = range(0, len(names), math.ceil(len(names) / MAX_LABELS))
+        shown = range(len(names))
         ax.set_xticks(shown, [str(i) for i in shown])
         ax.set_yticks(shown, [f"{plot_text(names[i])}  {i}" for i in shown], fontsize="small")
         ax.set_xlabel("predicted")

@@ -1,24 +1,25 @@
-"""One Markdown page, with its plots, from a folder of records."""
+"""The report of a folder of records: a Markdown page with its plots, and an HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from pipelines.errors import printable
 from pipelines.files import write_whole
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, machine_text, read_records
-from tdn_bench.records.environment import tracked_files
+from tdn_bench.records import Record, machine_text
 from tdn_bench.records.tables import markdown_code, markdown_table, markdown_text
-from tdn_bench.reporting.plots import MAX_MATRICES, confusion, plot_confusion, plot_stages
+from tdn_bench.reporting.confusions import MAX_READABLE, confusion, most_confused
+from tdn_bench.reporting.found import Collection, Found, Group, collect
+from tdn_bench.reporting.page import html_page
+from tdn_bench.reporting.plots import MAX_MATRICES, plot_confusion, plot_stages
 from tdn_bench.reporting.tables import (
+    COMPARED,
     Columns,
     Unfit,
-    decoder_parity_table,
-    engine_parity_table,
+    compared_tables,
     evaluation_columns,
     loader_columns,
     pace,
@@ -32,26 +33,12 @@ from tdn_bench.reporting.tables import (
 STAGES_ALT = "Work per video by stage"
 
 
-@dataclass(frozen=True)
-class Found:
-    """A record and the file that it was read from; `published` where git tracks that."""
-
-    path: Path
-    record: Record
-    published: bool
-
-    @property
-    def group(self) -> tuple[bool, str]:
-        """What records must have in common to stand in one table: whose they are, and of what machine."""
-        return self.published, machine_text(self.record.machine)
-
-
 @dataclass
 class Page:
     """A report while it is written: its parts, and what could not be shown, a line each."""
 
     folder: Path
-    parts: list[str] = field(default_factory=list)
+    parts: list[str]
     unfit: list[str] = field(default_factory=list)
 
     def plot(self, draw: Callable[[Sequence[Record], Path], None], found: Sequence[Found], name: str, alt: str) -> None:
@@ -68,7 +55,7 @@ class Page:
         try:
             take(found.record)
         except Unfit as e:
-            self.unfit.append(f"{printable(found.path.name)}: {printable(str(e))}")
+            self.unfit.append(f"{found.shown}: {printable(str(e))}")
             return False
         return True
 
@@ -84,72 +71,59 @@ class Page:
 
 
 def write_report(folder: Path, *, since: str = "", missing: Sequence[str] = ()) -> Path:
-    """Write `report.md` and its plots into `folder`, from the newest record of each kind and name in it, none older
-    than `since` (as `records.utc_now` writes times). `missing` lists what could not be measured, and why. Records of
-    different machines, and those that git tracks beside others, have tables of their own; what is no record is named.
-    Returns the page's path. Raises UserError where there are no records, and where the page cannot be written."""
-    if not folder.is_dir():
-        raise UserError(f"{printable(str(folder))}: no such folder")
-    records, others = read_records(folder.glob("*.json"))
-    if not records:
-        why = f"; {len(others)} cannot be read, the first: {others[0]}" if others else " (*.json)"
-        raise UserError(f"{printable(str(folder))}: holds no records{why}")
-    tracked = tracked_files(folder)
-    found = [Found(path, record, path.name in tracked) for path, record in records.items()]
-    chosen = newest([f for f in found if f.record.created_utc >= since])
-    if not chosen:
-        raise UserError(f"{printable(str(folder))}: holds no records since {since}")
-    page = Page(folder, ["# tdn_bench report"])
-    groups = {group: list(of) for group, of in groupby(sorted(chosen, key=_group_order), lambda f: f.group)}
-    if len(groups) > 1:
-        page.parts.append(
-            f"These records are of {len(groups)} sources, each with a heading of its own: machines, and published "
-            "records (those in git) apart from others. Do not compare figures across headings."
-        )
+    """Write `report.md` with its plots and `report.html` into `folder`, from the newest record of each kind and name
+    below it, none older than `since` (as `records.utc_now` writes times). `missing` lists what could not be measured,
+    and why. Records of different machines, and those that git tracks beside others, have tables of their own; what is
+    no record is named. Returns the Markdown page's path; `html_path` says where the other is. Raises UserError where
+    there are no records, and where the pages cannot be written."""
+    found = collect(folder, since)
+    page = html_page(found, missing)
     try:
-        for group, of in groups.items():
-            _group(page, of, group if len(groups) > 1 else None)
-        if older := len(found) - len(chosen):
-            what = f"{older} older records in this folder are not shown"
-            page.parts.append(f"{what}: of the same kinds and names, or of earlier runs.")
-        if missing:
-            page.parts += ["## Not measured here", _list(missing)]
-        if page.unfit or others:
-            page.parts += ["## Not shown", "These files are no records, or lack what their table shows:"]
-            page.parts.append(_list([*page.unfit, *others]))
-        if shown := published_table([f.record for f in chosen if f.record.kind in ("train", "evaluate", "throughput")]):
-            page.parts += [
-                "## Published, for reference only",
-                "TDN paper (arXiv 2012.10071) and, of the compared networks, what it cites: other data, other "
-                "training; ms/video on one V100 at 224 px, batch 16, data loading included. Not comparable with the "
-                "rows above.",
-                shown,
-            ]
-        path = folder / "report.md"
-        write_whole(path, ("\n\n".join(page.parts) + "\n").encode())
+        path = _write_markdown(found, missing)
+        write_whole(html_path(folder), page)
     except OSError as e:
         raise UserError(f"{printable(str(folder))}: the report cannot be written ({e.strerror})") from e
     return path
 
 
-def newest(found: Sequence[Found]) -> list[Found]:
-    """The newest of every source, kind and name, oldest first. Where that is void, the newest that is not, too: a void
-    run hides no good one."""
-    last: dict[tuple[object, ...], Found] = {}
-    for f in sorted(found, key=lambda f: f.record.created_utc):
-        last[f.group, f.record.kind, f.record.name, f.record.status == "void"] = f
-    void = {key for key in last if key[-1]}
-    for key in void:
-        if (good := last.get((*key[:-1], False))) and good.record.created_utc > last[key].record.created_utc:
-            del last[key]
-    return sorted(last.values(), key=lambda f: f.record.created_utc)
+def html_path(folder: Path) -> Path:
+    """Where `write_report` writes the HTML page."""
+    return folder / "report.html"
 
 
-def _group_order(found: Found) -> tuple[bool, str, str]:
-    return (*found.group, found.record.created_utc)
+def _write_markdown(found: Collection, missing: Sequence[str]) -> Path:
+    page = Page(found.folder, ["# tdn_bench report"])
+    groups = found.groups
+    if len(groups) > 1:
+        page.parts.append(
+            f"These records are of {len(groups)} sources, each with a heading of its own: machines, and published "
+            "records (those in git) apart from others. Do not compare figures across headings."
+        )
+    for group, of in groups.items():
+        _group(page, of, group if len(groups) > 1 else None)
+    if older := len(found.every) - len(found.chosen):
+        what = f"{older} older records in this folder are not shown"
+        page.parts.append(f"{what}: of the same kinds and names, or of earlier runs.")
+    if missing:
+        page.parts += ["## Not measured here", _list(missing)]
+    if page.unfit or found.others:
+        page.parts += ["## Not shown", "These files are no records, or lack what their table shows:"]
+        page.parts.append(_list([*page.unfit, *found.others]))
+    shown = [f.record for f in found.chosen if f.record.kind in ("train", "evaluate", "throughput")]
+    if published := published_table(shown):
+        page.parts += [
+            "## Published, for reference only",
+            "TDN paper (arXiv 2012.10071) and, of the compared networks, what it cites: other data, other "
+            "training; ms/video on one V100 at 224 px, batch 16, data loading included. Not comparable with the "
+            "rows above.",
+            published,
+        ]
+    path = found.folder / "report.md"
+    write_whole(path, ("\n\n".join(page.parts) + "\n").encode())
+    return path
 
 
-def _group(page: Page, found: Sequence[Found], group: tuple[bool, str] | None) -> None:
+def _group(page: Page, found: Sequence[Found], group: Group | None) -> None:
     """The tables of one source."""
     if group is not None:
         published, machine = group
@@ -160,13 +134,11 @@ def _group(page: Page, found: Sequence[Found], group: tuple[bool, str] | None) -
         kinds.setdefault(f.record.kind, []).append(f)
     if trained := kinds.pop("train", []):
         page.parts.append("## Accuracy")
-        drawn = _with_confusion(page, page.tables(trained, training_columns))
-        page.plot(plot_confusion, drawn, "confusion.png", "Confusion matrices: true and predicted classes")
+        _confusions(page, page.tables(trained, training_columns))
     if evaluated := kinds.pop("evaluate", []):
         page.parts += ["## Evaluations", "Videos that could not be used are left out, of these accuracies too."]
         page.tables(evaluated, evaluation_columns)
-    if compared := kinds.pop("parity", []):
-        _parity(page, compared)
+    _compared(page, [f for kind in COMPARED for f in kinds.pop(kind, [])])
     if measured := kinds.pop("throughput", []):
         page.parts += [
             "## From video file to label",
@@ -186,8 +158,7 @@ def _group(page: Page, found: Sequence[Found], group: tuple[bool, str] | None) -
         page.tables(scenarios, scenario_columns)
     if rest := [f for of in kinds.values() for f in of]:
         rows = [
-            [shortened(f.record.kind), shortened(f.record.name), f.record.status, markdown_code(f.path.name)]
-            for f in rest
+            [shortened(f.record.kind), shortened(f.record.name), f.record.status, markdown_code(f.shown)] for f in rest
         ]
         page.parts += ["## Other records", markdown_table(["kind", "name", "status", "file"], rows)]
     if disturbed := _disturbed(found):
@@ -200,26 +171,29 @@ def _fastest(page: Page, found: Sequence[Found]) -> list[Found]:
     return sorted((f for f in found if page.fits(f, pace)), key=lambda f: pace(f.record))
 
 
-def _with_confusion(page: Page, found: Sequence[Found]) -> list[Found]:
-    """The newest that have a confusion matrix, as many as a plot takes."""
-    drawn = [f for f in found if page.fits(f, confusion) and confusion(f.record) is not None]
-    if len(drawn) > MAX_MATRICES:
-        page.parts.append(f"Confusion matrices of the newest {MAX_MATRICES} of {len(drawn)}:")
-    return drawn[-MAX_MATRICES:]
+def _confusions(page: Page, found: Sequence[Found]) -> None:
+    """The matrices of the newest that have one, as many as a plot takes, where they are small enough to be read; the
+    most confused classes of each."""
+    known = [f for f in found if page.fits(f, confusion) and confusion(f.record) is not None]
+    small = [f for f in known if len(confusion(f.record)[1]) <= MAX_READABLE]  # type: ignore[index]
+    if len(small) > MAX_MATRICES:
+        page.parts.append(f"Confusion matrices of the newest {MAX_MATRICES} of {len(small)}:")
+    drawn = small[-MAX_MATRICES:]
+    page.plot(plot_confusion, drawn, "confusion.png", "Confusion matrices: true and predicted classes")
+    for f in (f for f in known[-MAX_MATRICES:] if f not in small):
+        header, rows = most_confused(confusion(f.record))  # type: ignore[arg-type]
+        page.parts += [f"Most confused by {markdown_text(shortened(f.record.name))}:", markdown_table(header, rows)]
 
 
-def _parity(page: Page, found: Sequence[Found]) -> None:
-    """Comparisons of engines and of decoders, a table each."""
-    tables: Mapping[str, tuple[str, Callable[[Record], str]]] = {
-        "engines": ("## Engines beside eager fp32", engine_parity_table),
-        "decoders": ("## Decoders beside a whole decode", decoder_parity_table),
-    }
+def _compared(page: Page, found: Sequence[Found]) -> None:
+    """Comparisons of engines, of decoders, of two sides, of two commits: tables for each."""
     for f in found:
-        title, table = tables["decoders" if "false_scans" in f.record.figures else "engines"]
-        if page.fits(f, table):
+        title, tables = compared_tables(f.record)
+        if page.fits(f, tables):
             data = shortened(f.record.data["name"]) if f.record.data is not None else "no data set"
             what = f"{f.record.name} on {data}, status {f.record.status}"
-            page.parts += [title, f"{markdown_text(shortened(what))}:", table(f.record)]
+            page.parts += [f"## {title}", f"{markdown_text(shortened(what))}:"]
+            page.parts += [markdown_table(header, rows) for header, rows in tables(f.record)]
 
 
 def _provenance(found: Sequence[Found]) -> str:

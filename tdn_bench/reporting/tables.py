@@ -1,4 +1,4 @@
-"""The tables of a report, in Markdown: one function for each kind of record.
+"""The tables of a report: one function for each kind of record, the same for Markdown and HTML.
 
 Records were read from files that anybody may have written: what a row needs is looked at when it is taken
 (`number`, `setting`), and a record that lacks it is named instead of shown.
@@ -19,6 +19,19 @@ from tdn_bench.records.tables import markdown_table
 
 LOADING = WORK[: WORK.index("infer")]  # what the loader does; in older records "read" covers open and demux
 MAX_TEXT = 120  # of a cell
+
+
+class Cell(str):
+    """The text of a table's cell that stands for a number, and that number, by which a page sorts; None where it stands
+    for none. `measured` sets it apart from what it stands beside."""
+
+    value: float | None
+    measured: bool
+
+    def __new__(cls, text: str, value: float | None = None, measured: bool = False) -> Cell:
+        cell = super().__new__(cls, text)
+        cell.value, cell.measured = value, measured
+        return cell
 
 
 class Unfit(Exception):
@@ -43,13 +56,15 @@ def needed(figures: Mapping[str, Any], key: str) -> float:
 def cell(figures: Mapping[str, Any], key: str, form: str, unit: str = "") -> str:
     """A figure as text, a dash where there is none."""
     value = number(figures, key)
-    return "–" if value is None else format(value, form) + unit
+    return "–" if value is None else Cell(format(value, form) + unit, value)
 
 
 def setting(record: Record, key: str) -> str:
     """A setting as text, a dash where there is none."""
     value = record.settings.get(key)
-    return "–" if value is None else shortened(f"{value:g}" if is_number(value) else str(value))
+    if is_number(value):
+        return Cell(f"{value:g}", value)
+    return "–" if value is None else shortened(str(value))
 
 
 def shortened(text: str) -> str:
@@ -79,6 +94,12 @@ def stages_of(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
 def pace(record: Record) -> float:
     """Milliseconds a video."""
     return needed(record.figures, "ms_per_video")
+
+
+def pace_cell(record: Record) -> Cell:
+    """Milliseconds a video, and half the width of the mean's 95 % interval where the record has it."""
+    ms, percent = pace(record), number(record.figures, "ms_per_video_half_width_percent")
+    return Cell(f"{ms:.2f}" + ("" if percent is None else f" ± {ms * percent / 100:.2f}"), ms)
 
 
 Row = Callable[[Record], Sequence[str]]
@@ -154,16 +175,16 @@ def throughput_columns(_: Sequence[Record]) -> Columns:
             shortened(r.name),
             network_of(r),
             setting(r, "batch_size"),
-            f"{pace(r):.2f}",
+            pace_cell(r),
             " / ".join(cell(f, f"p{q}_ms_per_video", ".2f") for q in PERCENTILES),
             cell(f, "batches", ".0f"),
             cell(f, "ledger_infer_ms", ".2f"),
             cell(f, "clips_per_s", ".1f"),
-            cell(f, "frames_per_s", ".0f") + ("" if f.get("real_time", True) else " (below real time)"),
+            cell(f, "frames_per_s", ".0f", "" if f.get("real_time", True) else " (below real time)"),
             cell(f, "top1_percent", ".2f"),
             cell(compared if isinstance(compared, Mapping) else {}, "max_difference", ".1e"),
             cell(f, "build_s", ".1f"),
-            "–" if memory is None else f"{memory / 2**30:.2f}",
+            "–" if memory is None else Cell(f"{memory / 2**30:.2f}", memory),
             r.status,
         ]
 
@@ -178,7 +199,7 @@ def loader_columns(records: Sequence[Record]) -> Columns:
         return [
             shortened(r.name),
             cell(r.figures, "clips_per_s", ".1f"),
-            f"{pace(r):.2f}",
+            pace_cell(r),
             *(cell(r.figures, f"ledger_{stage}_ms", ".2f") for stage in stages),
             r.status,
         ]
@@ -222,7 +243,10 @@ def _highest(figures: Mapping[str, Any], name: str, unit: str) -> str:
     return text + (f" ({refused:.4g} refused)" if refused is not None else "")
 
 
-def engine_parity_table(record: Record) -> str:
+Tables = list[tuple[Sequence[str], list[list[str]]]]  # a header and its rows, each
+
+
+def engine_parity_tables(record: Record) -> Tables:
     """Engines and precisions beside eager float32 (`tdn-bench parity engines`). Raises Unfit."""
     header = ["engine, precision", "largest difference (σ)", "same class %", "rank correlation", "top-1 %", "top-5 %"]
     rows = []
@@ -234,10 +258,10 @@ def engine_parity_table(record: Record) -> str:
         keys |= {"accuracy_top1_percent": ".2f", "accuracy_top5_percent": ".2f", "build_s": ".1f"}
         values = [cell(found, key, form) for key, form in keys.items()]
         rows.append([shortened(name), *values, "–" if error is None else shortened(str(error))])
-    return markdown_table([*header, "build s", "not built"], rows)
+    return [([*header, "build s", "not built"], rows)]
 
 
-def decoder_parity_table(record: Record) -> str:
+def decoder_parity_tables(record: Record) -> Tables:
     """Decoders beside a whole decode, and the pixels of each two (`tdn-bench parity decoders`). Raises Unfit."""
     found = {shortened(name): value for name, value in record.figures.items() if isinstance(value, Mapping)}
     verdicts = ("exact", "refused", "wrong", "false_pictures")
@@ -246,8 +270,56 @@ def decoder_parity_table(record: Record) -> str:
     decoders = [[name, *(cell(f, v, ".0f") for v in verdicts)] for name, f in found.items() if "exact" in f]
     pairs = [[name, *(cell(f, k, form) for k, form in pixels.items())] for name, f in found.items() if "exact" not in f]
     header = ["two decoders", "PSNR median dB", "lowest dB", "videos", "top-1 change", "same class %", "largest score"]
-    tables = [markdown_table(["decoder", "exact", "refused", "wrong", "false pictures"], decoders)]
-    return "\n\n".join([*tables, *([markdown_table(header, pairs)] if pairs else [])])
+    tables: Tables = [(["decoder", "exact", "refused", "wrong", "false pictures"], decoders)]
+    return [*tables, *([(header, pairs)] if pairs else [])]
+
+
+def comparison_tables(record: Record) -> Tables:
+    """Ratios with their intervals (`tdn-bench throughput --compare A B`, below 1: B is faster). Raises Unfit."""
+    rows = []
+    for name in (key.removesuffix("_ratio_low") for key in record.figures if key.endswith("_ratio_low")):
+        ratio, low, high = (number(record.figures, f"{name}_ratio{end}") for end in ("", "_low", "_high"))
+        said = "–"
+        if low is not None and high is not None:
+            said = "slower" if low > 1 else "faster" if high < 1 else "no difference shown"
+        ends = [cell(record.figures, f"{name}_ratio{end}", ".4f") for end in ("_low", "_high")]
+        detectable = cell(record.figures, f"{name}_detectable_ratio", ".3f")
+        rows.append([shortened(name), "–" if ratio is None else Cell(f"{ratio:.4f}", ratio), *ends, said, detectable])
+    if not rows:
+        raise Unfit("has no ratio with an interval")
+    return [(["time", "B ÷ A", "interval from", "to", "B is", "detectable ratio"], rows)]
+
+
+def gate_tables(record: Record) -> Tables:
+    """The verdicts of the regression gate (`tdn-bench regress --json FILE`). Raises Unfit."""
+    checks = record.details.get("checks")
+    if not isinstance(checks, list) or not all(isinstance(check, Mapping) for check in checks):
+        raise Unfit("has no list of checks")
+    keys = {"ratio": ".4f", "low": ".4f", "high": ".4f", "detectable": ".3f"}
+    rows = [
+        [
+            shortened(str(c.get("name"))),
+            shortened(str(c.get("verdict"))),
+            *(cell(c, key, form) for key, form in keys.items()),
+            shortened(str(c.get("text"))),
+        ]
+        for c in checks
+    ]
+    return [(["figure", "verdict", "now ÷ before", "interval from", "to", "detectable ratio", "what it says"], rows)]
+
+
+COMPARED = ("parity", "compare", "regress")  # kinds of records that set sides beside each other
+
+
+def compared_tables(record: Record) -> tuple[str, Callable[[Record], Tables]]:
+    """What a record of a kind in COMPARED shows: a title, and what makes its tables."""
+    if record.kind == "compare":
+        return "Two sides, measured in turns", comparison_tables
+    if record.kind == "regress":
+        return "The regression gate", gate_tables
+    if "false_scans" in record.figures:
+        return "Decoders beside a whole decode", decoder_parity_tables
+    return "Engines beside eager fp32", engine_parity_tables
 
 
 def published_table(records: Sequence[Record]) -> str:

@@ -27,14 +27,14 @@ from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
 from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.records import Record, make_record, read_record
-from tdn_bench.records.published import PUBLISHED
+from tdn_bench.records.published import PUBLISHED, Published
 from tdn_bench.records.tables import markdown_table
 from tdn_bench.training.run_state import NOT_OF_THE_RESULT, STATE
 
 
 @dataclass(frozen=True)
 class Table:
-    """Variants that are compared with each other, and the published table that they are of."""
+    """Variants that are compared with each other, and the published table that they are of, or its part ("1a")."""
 
     what: str
     variants: tuple[str, ...]
@@ -42,20 +42,23 @@ class Table:
 
 
 TABLES: dict[str, Table] = {
-    "table1a": Table("what difference does", ("tdn_s_concat_l_average", "tdn_s_concat", "tdn_l_average", "tdn")),
+    "table1a": Table("what difference does", ("tdn_s_concat_l_average", "tdn_s_concat", "tdn_l_average", "tdn"), "1a"),
     "table1b": Table(
         "how the S-TDM's motion joins appearance",
         ("tdn_s_gate", "tdn_s_channel_gate", "tdn_s_residual_gate", "tdn_s_residual_channel_gate", "tdn"),
+        published="1b",
     ),
     "table1c": Table(
         "the parts of the L-TDM",
         ("tdn_l_addition", "tdn_l_channel_gate", "tdn_l_one_scale", "tdn_l_forward", "tdn"),
+        published="1c",
     ),
-    "table1d": Table("in which stages", ("tdn_s1_l2345", "tdn", "tdn_s123_l45")),
-    "table1e": Table("which of the two modules", ("tsn", "s_tdm", "l_tdm", "tdn")),
+    "table1d": Table("in which stages", ("tdn_s1_l2345", "tdn", "tdn_s123_l45"), "1d"),
+    "table1e": Table("which of the two modules", ("tsn", "s_tdm", "l_tdm", "tdn"), "1e"),
     "table1f": Table(
         "other temporal modules, with as many frames too",
         ("tsn", "tsn++", "tconv", "tconv++", "tsm", "tsm++", "teinet", "teinet++", "tdn"),
+        published="1f",
     ),
     "ordering": Table(
         "the order that the paper claims: still frames, neighbours, differences, both",
@@ -249,9 +252,16 @@ def _row(variant: str, records: Sequence[Record], figures: Mapping[str, Any], pu
 
 def _published(variant: str, table: str) -> str:
     """The published accuracies of a variant on ResNet-50 in a table, each with its data and frames; no ensembles."""
-    rows = [r for r in PUBLISHED if (r.variant, r.table, r.backbone) == (variant, table, "resnet50")]
+    rows = [r for r in PUBLISHED if (r.variant, r.backbone) == (variant, "resnet50") and r.source.startswith(table)]
     rows = [r for r in rows if r.top1_percent is not None and "+" not in r.frames]
-    return "; ".join(f"{r.top1_percent:g} ({r.data}, {r.frames})" for r in rows) or "–"
+    said = (f"{r.top1_percent:g} ({r.data}, {r.frames}{_of_frames(r)})" for r in rows)
+    return "; ".join(dict.fromkeys(said)) or "–"
+
+
+def _of_frames(row: Published) -> str:
+    """What a source leaves out that counts segments: the frames of each that the network reads."""
+    frames = VARIANTS[row.variant].frames_per_segment if row.variant else 1
+    return f" × {frames}" if row.frames.isdigit() and frames > 1 and not str(row.variant).endswith("++") else ""
 
 
 def page(config: AblationFlags, ablation: Ablation) -> str:

@@ -609,7 +609,8 @@ def test_what_is_not_found_is_named_in_one_line(tmp_path: Path, dataset: str, na
 def test_read_dataset_reads_by_name(tmp_path: Path) -> None:
     something(tmp_path / "sthv2")
     write(tmp_path / "sthv1", V1_FILES | {f"{V1}/": ""})
-    for name, files in (("kinetics400", KINETICS), ("ucf101", UCF), ("hmdb51", HMDB)):
+    own = {"a/1.mp4": "", "a/2.mp4": "", "b/1.mp4": "", "b/2.mp4": ""}
+    for name, files in (("kinetics400", KINETICS), ("ucf101", UCF), ("hmdb51", HMDB), ("folders", own)):
         write(tmp_path / name, files)
     for dataset, reader in DATASETS.items():
         assert read_dataset(dataset, tmp_path / dataset) == reader(tmp_path / dataset)
@@ -634,12 +635,12 @@ def test_a_data_set_is_added_by_one_function(tmp_path: Path, monkeypatch: pytest
     assert read_dataset("one", tmp_path, labels=tmp_path / "x") == read_one(tmp_path / "x")
     with pytest.raises(DataError, match=r"^two has no split 3; it must be 1 or 2$"):
         read_dataset("two", tmp_path, split=3)
-    with pytest.raises(DataError, match=r"^no data set 'none'; it must be one of .*, hmdb51, two, one$"):
+    with pytest.raises(DataError, match=r"^no data set 'none'; it must be one of .*, hmdb51, folders, two, one$"):
         read_dataset("none", tmp_path)
 
 
 def test_names_of_data_sets() -> None:
-    assert tuple(DATASETS) == DATASET_NAMES == ("sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51")
+    assert tuple(DATASETS) == DATASET_NAMES == ("sthv1", "sthv2", "kinetics400", "ucf101", "hmdb51", "folders")
 
 
 @pytest.mark.parametrize(

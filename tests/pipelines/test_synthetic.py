@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, ks_2samp
 from support.paths import ROOT
@@ -27,6 +27,7 @@ from pipelines.synthetic import (
     Scene,
     draw_scene,
     make_dataset,
+    object_masks,
     pose,
     render,
 )
@@ -203,3 +204,19 @@ def test_command_line_says_it_in_one_line(tmp_path: Path, arguments: list[str]) 
     assert run.stdout == ""
     assert run.stderr.startswith("error: ")
     assert run.stderr.count("\n") == 1
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 200))
+def test_the_mask_is_where_the_object_covers_the_background(index: int) -> None:
+    """Two renderings that differ in the background's brightness alone differ by that much where it is seen."""
+    scene = dataclasses.replace(draw_scene(0, index), rgb=(0.5,) * 3)
+    frames = np.array([0, scene.frames // 2, scene.frames - 1])
+    dark, light = (
+        render(dataclasses.replace(scene, background_rgb=(level,) * 3))[frames].astype(float) for level in (0.42, 0.58)
+    )
+    opacity = 1 - np.median(light - dark, -1) / (0.16 * 255)
+    clear = (abs(opacity - 0.5) > 0.1) & (dark.min(-1) > 0) & (light.max(-1) < 255)
+    masks = object_masks(scene, frames)
+    assert clear.mean() > 0.9
+    assert np.array_equal(masks[clear], opacity[clear] > 0.5)

@@ -128,7 +128,8 @@ def test_a_video_that_is_listed_twice_counts_once(small_checkpoint, motion_data,
 
     status, said = evaluate("v.txt")
     assert (status, said.out.count(": 4 videos, top-1")) == (0, 1)
-    assert said.err.startswith("5 repeated entries of validation and test left out")
+    assert "\n5 repeated entries of validation and test left out" in said.err
+    assert said.err.count("read as 'path label', separated by spaces\n") == 2  # how each list was understood
     status, said = evaluate("v.txt", "--subset", "train")
     assert (status, said.out.count(": 4 videos, top-1")) == (0, 1)
     assert "1 repeated entry of train left out" in said.err

@@ -12,7 +12,7 @@ from tdn_bench.cli import run_command
 from tdn_bench.records import make_record, write_record
 from tdn_bench.records import record as record_module
 from tdn_bench.report import main
-from tdn_bench.reporting import plots, write_report
+from tdn_bench.reporting import page, plots, write_report
 from tdn_bench.reporting import report as report_module
 
 
@@ -25,7 +25,8 @@ def record(name, ms=1.0, kind="throughput", *, day=1, machine=None, **more):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Plots that are files without pictures, which take a while."""
+    """Plots that are files without pictures, and charts without their library, which take a while."""
+    monkeypatch.setattr(page, "_bundle", lambda: "var vegaEmbed;")
     for name in ("plot_stages", "plot_confusion"):
         monkeypatch.setattr(report_module, name, lambda records, path: path.write_bytes(b"x"))
 
