@@ -10,7 +10,7 @@ DATA ?= data/something-something-v2
 ARGS ?=
 NAME ?= temporal_conv
 
-.PHONY: help setup demo test test-all lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
+.PHONY: help setup demo docs test test-all lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +26,9 @@ setup: $(STAMP)  ## make .venv and install what is needed (once)
 
 demo: $(STAMP)  ## synthetic videos -> train TDN and TSN -> measure every engine -> report (under 10 minutes on 2 cores)
 	$(RUN) tdn_bench.demo $(ARGS)
+
+docs: $(STAMP)  ## the documentation as a site: build/docs/index.html
+	$(RUN) sphinx -b html -W -n --keep-going docs build/docs $(ARGS)
 
 test: $(STAMP)  ## the tests, in five minutes on 2 cores: make test [ARGS=tests/engines/test_trt.py]
 	$(RUN) pytest -n auto --dist worksteal -m "not slow" $(ARGS)
