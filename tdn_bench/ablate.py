@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import PositionalRequiredArgs
+
 from pipelines.files import write_whole
 from pipelines.processes import cores
 from tdn_bench.cli import parse, pick_device, run_command, settings_of
@@ -14,6 +16,13 @@ from tdn_bench.errors import UserError
 from tdn_bench.recipes import RECIPES
 from tdn_bench.records import check_file, check_folder, write_record
 from tdn_bench.training.ablation import AblationFlags, ablation_record, page, plan_runs, tabulate, train_all
+
+EXAMPLES = (
+    "tdn-bench ablate ordering",
+    "tdn-bench ablate networks --recipe ucf101 --data UCF-101 --seeds 0 1",
+    "tdn-bench ablate table1e --train-flags='--epochs 4'",
+)
+COMMON = ("recipe", "data", "backbone", "seeds", "train_flags", "output", "parallel", "results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +39,7 @@ class Ablate:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, tabulate, write a record and the table."""
-    import tyro
-
-    command = parse(Ablate, argv, "ablate", tyro.conf.PositionalRequiredArgs)
+    command = parse(Ablate, argv, "ablate", PositionalRequiredArgs, examples=EXAMPLES, common=COMMON)
     config = command.ablation
     config.check()
     check_ranges(command, parallel=(1, 256))

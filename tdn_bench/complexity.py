@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tyro
+from tyro.conf import Positional
 
 from tdn_bench.cli import parse, run_command
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
@@ -15,6 +15,12 @@ from tdn_bench.models.complexity import MIN_SIZE, Stage, measure
 from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.records.published import Published, published_for
 
+EXAMPLES = (
+    "tdn-bench complexity tdn_resnet50 tsn_resnet50",
+    "tdn-bench complexity --backbone resnet101",
+)
+COMMON = ("backbone", "num_segments", "num_classes", "size", "stages")
+
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
@@ -22,7 +28,7 @@ BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 class Flags:
     """Multiply-adds, parameters, activations and arithmetic intensity of networks, beside published counts."""
 
-    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    models: Positional[tuple[str, ...]] = ()
     """Networks (`tdn-bench list`); default: every variant, with --backbone."""
     backbone: str = "resnet50"
     """Backbone of the default."""
@@ -48,7 +54,7 @@ def published_gmacs(model: str, num_segments: int) -> Published | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    config = parse(Flags, argv, "complexity")
+    config = parse(Flags, argv, "complexity", examples=EXAMPLES, common=COMMON)
     if config.backbone not in BACKBONES:
         raise UserError(f"--backbone {config.backbone}: choose one of {', '.join(BACKBONES)}")
     check_ranges(config, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))

@@ -17,6 +17,12 @@ from tdn_bench.recipes import demo as demo_recipe
 from tdn_bench.records import check_file, check_folder, machine_name, utc_now
 from tdn_bench.reporting import write_report
 
+EXAMPLES = (
+    "tdn-bench demo",
+    "tdn-bench demo --train-videos 64 --validation-videos 32 --epochs 1 --seconds 1",
+)
+COMMON = ("output", "results", "train_videos", "validation_videos", "epochs", "seconds", "device", "workers")
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -92,7 +98,7 @@ def measurements(config: Demo, checkpoints: dict[str, Path], device: str) -> dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo: data, training, measurement, report."""
-    config = parse(Demo, argv, "demo")
+    config = parse(Demo, argv, "demo", examples=EXAMPLES, common=COMMON)
     begun, started = time.perf_counter(), utc_now()
     device = pick_device(config.device)
     folder = config.results or config.output / "records"

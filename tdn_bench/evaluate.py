@@ -23,6 +23,16 @@ from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_folder, make_record, write_record
 
+EXAMPLES = (
+    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --per-class",
+    "tdn-bench evaluate --checkpoint k400.pth.tar --dataset kinetics400 --data k400 --protocol thirty-view",
+)
+COMMON = (
+    *("checkpoint", "data", "dataset", "manifest", "subset", "protocol"),
+    *("batch_size", "device", "per_class", "scores", "results"),
+)
+
 # The paper's: clips, crops, size in pixels (None: the checkpoint's).
 PROTOCOLS: dict[str, tuple[int, Literal[1, 3], int | None]] = {"one-clip": (1, 1, None), "thirty-view": (10, 3, 256)}
 
@@ -68,7 +78,7 @@ class Evaluate:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the accuracy of a checkpoint on a split."""
-    config = parse(Evaluate, argv, "evaluate")
+    config = parse(Evaluate, argv, "evaluate", examples=EXAMPLES, common=COMMON)
     checkpoint = config.network.checkpoint
     if checkpoint is None:
         raise UserError("--checkpoint is missing: name the weights to evaluate")

@@ -17,6 +17,12 @@ from tdn_bench.errors import UserError
 from tdn_bench.gpu_checks import STEPS, Run, Verdict, dry, full, run_step, supervise, table
 from tdn_bench.records import record_folder
 
+EXAMPLES = (
+    "tdn-bench gpu-suite",
+    "tdn-bench gpu-suite --only decoders loader",
+)
+COMMON = ("device", "results", "data", "only", "again")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSuite:
@@ -51,7 +57,7 @@ def prepare(config: GpuSuite) -> Run:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the steps and print the table. Ends with exit status 1 if a check failed."""
-    config = parse(GpuSuite, argv, "gpu-suite")
+    config = parse(GpuSuite, argv, "gpu-suite", examples=EXAMPLES, common=COMMON)
     run = prepare(config)
     if config.step is not None:
         record = run_step(config.step, run)

@@ -14,6 +14,16 @@ from tdn_bench.correctness.engine_parity import TABLE_HEAD, EngineParity, Engine
 from tdn_bench.correctness.logits import TOLERANCE
 from tdn_bench.records import Record, check_folder, make_record, write_record
 
+EXAMPLES = (
+    "tdn-bench parity engines --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench parity engines --precisions int8 --per-layer",
+    "tdn-bench parity decoders --videos clip.mp4",
+)
+COMMON = (
+    *("engines", "precisions", "videos", "checkpoint", "data", "dataset"),
+    *("limit", "per_layer", "odd_clips", "device", "results"),
+)
+
 
 def run_decoders(config: Decoders) -> bool:
     """Compare and print. Returns whether every decoder returned the right frames and true pictures, or refused."""
@@ -92,7 +102,9 @@ def _engine_record(config: Engines, parity: EngineParity, figures: dict[str, dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare all of a kind. Ends with SystemExit(1) where one does not do what the others do."""
-    config = parse_subcommand({"decoders": Decoders, "engines": Engines}, argv, "parity")
+    config = parse_subcommand(
+        {"decoders": Decoders, "engines": Engines}, argv, "parity", examples=EXAMPLES, common=COMMON
+    )
     if config.results is not None:
         check_folder("--results", config.results)
     alike = run_engines(config) if isinstance(config, Engines) else run_decoders(config)

@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from tyro.conf import Positional
 
 from tdn_bench.cli import parse, run_command
 from tdn_bench.reporting import write_report
+
+EXAMPLES = (
+    "tdn-bench report runs/demo/records",
+    "tdn-bench report runs/throughput",
+)
+COMMON = ()
 
 
 @dataclass(frozen=True)
 class Report:
     """Write report.md and its plots from the newest record of each kind and name."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Positional[Path]
     """Folder with records (*.json); the page is written there."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write report.md and its plots."""
-    config = parse(Report, argv, "report")
+    config = parse(Report, argv, "report", examples=EXAMPLES, common=COMMON)
     print(f"report: {write_report(config.folder)}")
 
 

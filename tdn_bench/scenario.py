@@ -9,6 +9,16 @@ from tdn_bench.loadgen.scenarios import SCENARIOS
 from tdn_bench.measurement.statistics import PERCENTILES
 from tdn_bench.records import Record, record_folder, write_record
 
+EXAMPLES = (
+    "tdn-bench scenario server --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench scenario live-streams --engine onnx --fps 30",
+    "tdn-bench scenario single-stream --seconds 5",
+)
+COMMON = (
+    *("engine", "precision", "checkpoint", "data", "device", "samples_per_query", "latency_bound_ms"),
+    *("percentile", "fps", "deadline_ms", "seconds", "max_seconds", "results"),
+)
+
 
 def summary(record: Record) -> str:
     """The figures a person looks for first."""
@@ -50,7 +60,7 @@ def summary(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a scenario; print its figures and write a record."""
-    config = parse_subcommand(SCENARIOS, argv, "scenario")
+    config = parse_subcommand(SCENARIOS, argv, "scenario", examples=EXAMPLES, common=COMMON)
     folder = record_folder(config.output.results, "scenario")
     record = config.run()
     print(summary(record))

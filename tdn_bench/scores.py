@@ -18,6 +18,13 @@ from tdn_bench.correctness.scores import Scores, class_names, ensemble, load_ali
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_file, check_folder, make_record, write_record
 
+EXAMPLES = (
+    "tdn-bench scores show runs/scores.safetensors --per-class",
+    "tdn-bench scores ensemble tdn8.safetensors tdn16.safetensors",
+    "tdn-bench scores mean split1.safetensors split2.safetensors split3.safetensors",
+)
+COMMON = ("per_class", "confusion", "results")
+
 
 @dataclass(frozen=True)
 class Show:
@@ -135,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tyro.conf import PositionalRequiredArgs
 
     kinds = {"show": Show, "ensemble": Ensemble, "mean": Mean}
-    match parse_subcommand(kinds, argv, "scores", PositionalRequiredArgs):
+    match parse_subcommand(kinds, argv, "scores", PositionalRequiredArgs, examples=EXAMPLES, common=COMMON):
         case Show() as config:
             show(config)
         case Ensemble() as config:

@@ -11,6 +11,16 @@ from tdn_bench.measurement.throughput import Throughput, measure
 from tdn_bench.records import Record, record_folder, write_record
 from tdn_bench.regression.comparison import compare
 
+EXAMPLES = (
+    "tdn-bench throughput --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --engine onnx",
+    "tdn-bench throughput --seconds 0  # fresh weights, synthetic videos",
+    "tdn-bench throughput --compare engine=eager engine=onnx",
+)
+COMMON = (
+    *("engine", "precision", "checkpoint", "data", "dataset", "batch_size"),
+    *("device", "seconds", "interval", "compare", "results"),
+)
+
 
 def summary(record: Record) -> str:
     """The figures a person looks for first."""
@@ -56,7 +66,7 @@ def _headline(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or compare; print the figures and write a record."""
-    config = parse(Throughput, argv, "throughput")
+    config = parse(Throughput, argv, "throughput", examples=EXAMPLES, common=COMMON)
     folder = record_folder(config.output.results, "throughput")
     if config.compare is not None:
         comparison = compare(config, config.compare)

@@ -15,6 +15,12 @@ from tdn_bench.dataset_tools.transcode_folder import plan_folder, transcode_all
 from tdn_bench.dataset_tools.transcoding import Transcoded
 from tdn_bench.errors import UserError
 
+EXAMPLES = (
+    "tdn-bench transcode --data-root something-something-v2 --out sthv2-small",
+    "tdn-bench transcode --data-root UCF-101 --out ucf-vp9 --codec vp9 --limit 20",
+)
+COMMON = ("short_side", "keyframe_spacing", "codec", "crf", "workers", "limit")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transcode:
@@ -40,7 +46,7 @@ class Transcode:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Transcode a data set; raises UserError at the end if any video failed."""
-    config = parse(Transcode, argv, "transcode")
+    config = parse(Transcode, argv, "transcode", examples=EXAMPLES, common=COMMON)
     for name, value in (("workers", config.workers), ("limit", config.limit)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
