@@ -41,6 +41,10 @@ class Flags:
     stages: bool = False
     """Also a line for each stage of each network; the default for a single network."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))
+
 
 def published_gmacs(model: str, num_segments: int) -> Published | None:
     """The first published row that counts this network's multiply-adds at this T."""
@@ -57,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Flags, argv, "complexity", examples=EXAMPLES, common=COMMON)
     if config.backbone not in BACKBONES:
         raise UserError(f"--backbone {config.backbone}: choose one of {', '.join(BACKBONES)}")
-    check_ranges(config, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))
     models = config.models or tuple(f"{v}_{config.backbone}" for v in VARIANTS)
     wide = max(24, *map(len, models)) + 2
     print(

@@ -41,11 +41,6 @@ log.setLevel(logging.DEBUG)
 log.propagate = False
 
 
-def quiet() -> bool:
-    """Whether only results and errors are to be said (`--quiet`)."""
-    return CONSOLE.level > logging.INFO
-
-
 class UserError(Exception):
     """One line: what is wrong with which file or flag, and what to do. Commands print it and exit with 2."""
 
@@ -121,10 +116,11 @@ def tell(said: str, error: BaseException, unexpected: bool = False) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, if that can be written."""
+    """Print a line on stderr, if that can be written; also where nothing else is to be said (`--quiet`)."""
+    stream = getattr(sys.stderr, "through", sys.stderr)
     with suppress(OSError):
-        print(printable(line), file=sys.stderr, flush=True)
-    _flush(sys.stderr)
+        print(printable(line), file=stream, flush=True)
+    _flush(stream)
 
 
 def _advice(number: int) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdn_bench.cli import parse, pick_device, run_command
-from tdn_bench.errors import UserError
+from tdn_bench.cli import begin_run, parse, pick_device, run_command
+from tdn_bench.errors import UserError, log
 from tdn_bench.gpu_checks import STEPS, Run, Verdict, dry, full, run_step, supervise, table
 from tdn_bench.records import record_folder
 
@@ -63,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = run_step(config.step, run)
         print(table([Verdict(config.step, record, record.details["failures"])]))
         raise SystemExit(bool(record.details["failures"]))
+    begin_run(run.folder, "gpu-suite", config)
     verdicts, start = [], time.perf_counter()
     for name in [s for s in STEPS if s in config.only or not config.only]:
-        print(f"[{time.perf_counter() - start:4.0f} s] {name}", flush=True)
+        log.info("[%4.0f s] %s", time.perf_counter() - start, name)
         verdicts.append(supervise(name, run, config.again))
     dry_run = "" if run.device.type == "cuda" else " (a dry run on the CPU: its figures mean nothing)"
     print(f"\n{table(verdicts)}\n\nrecords: {run.folder}{dry_run}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tdn_bench.cli import parse, run_command
+from tdn_bench.cli import begin_run, parse, run_command
 from tdn_bench.regression.flags import Regress
 from tdn_bench.regression.gate import run
 
@@ -21,7 +21,10 @@ COMMON = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, compare, and end with SystemExit and the verdict's exit status."""
-    raise SystemExit(run(parse(Regress, argv, "regress", examples=EXAMPLES, common=COMMON)))
+    config = parse(Regress, argv, "regress", examples=EXAMPLES, common=COMMON)
+    if config.json is not None:
+        begin_run(config.json.parent, "regress", config)
+    raise SystemExit(run(config))
 
 
 if __name__ == "__main__":

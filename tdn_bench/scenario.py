@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tdn_bench.cli import parse_subcommand, run_command
+from tdn_bench.cli import begin_run, parse_kind, run_command
 from tdn_bench.loadgen.scenarios import SCENARIOS
 from tdn_bench.measurement.statistics import PERCENTILES
 from tdn_bench.records import Record, record_folder, write_record
@@ -60,8 +60,9 @@ def summary(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a scenario; print its figures and write a record."""
-    config = parse_subcommand(SCENARIOS, argv, "scenario", examples=EXAMPLES, common=COMMON)
+    kind, config = parse_kind(SCENARIOS, argv, "scenario", examples=EXAMPLES, common=COMMON)
     folder = record_folder(config.output.results, "scenario")
+    begin_run(folder, f"scenario {kind}", config)
     record = config.run()
     print(summary(record))
     print(f"record: {write_record(record, folder)}")

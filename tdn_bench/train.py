@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tdn_bench.cli import parse_subcommand, run_command
+from tdn_bench.cli import begin_run, parse_kind, run_command
 from tdn_bench.recipes import RECIPES
 from tdn_bench.records import write_record
 from tdn_bench.training.loop import train
 from tdn_bench.training.result import train_record
+from tdn_bench.training.run_state import LOCK
 
 EXAMPLES = (
     "tdn-bench train demo --data runs/demo/data --output runs/mine",
@@ -27,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train by a named recipe; every field of the recipe is a flag."""
     what = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
     recipes = {name: make() for name, make in RECIPES.items()}
-    recipe = parse_subcommand(recipes, argv, "train", examples=EXAMPLES, common=COMMON, kind="RECIPE", what=what)
-    result = train(recipe)
+    name, recipe = parse_kind(recipes, argv, "train", examples=EXAMPLES, common=COMMON, kind="RECIPE", what=what)
+    result = train(
+        recipe, begun=lambda: begin_run(recipe.output, f"train {name}", recipe, "config.toml", beside=(LOCK,))
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"checkpoint: {result.checkpoint}")
         print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.errors import printable
+from pipelines.processes import max_workers
 from tdn_bench.cli import parse, run_command
+from tdn_bench.cli.ranges import check_ranges
 from tdn_bench.dataset_tools.encoding import Encoding
 from tdn_bench.dataset_tools.summary import counted
 from tdn_bench.dataset_tools.transcode_folder import plan_folder, transcode_all
@@ -43,13 +45,14 @@ class Transcode:
     limit: int | None = None
     """Only the first so many videos, to try."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, workers=(1, max_workers()), limit=(1, 1_000_000_000))
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Transcode a data set; raises UserError at the end if any video failed."""
     config = parse(Transcode, argv, "transcode", examples=EXAMPLES, common=COMMON)
-    for name, value in (("workers", config.workers), ("limit", config.limit)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
     plan = plan_folder(config.data_root, config.out, config.encoding, keep_names=config.keep_names, limit=config.limit)
     before = plan.videos - len(plan.jobs)
     print(f"{counted(plan.videos, 'video')}, {before} of them done before; {counted(plan.label_files, 'label file')}")

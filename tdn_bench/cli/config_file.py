@@ -7,14 +7,15 @@ command line wins over the table, the table over the keys above it.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from engines import EngineError
-from pipelines.errors import DataError, printable
+from pipelines.errors import printable
 from pipelines.files import read_regular, write_whole
 from tdn_bench.catalogue import commands, did_you_mean, versions_line
 from tdn_bench.cli.interface import Flag, Interface
@@ -82,7 +83,7 @@ class ConfigFile:
         if f is None:
             close = did_you_mean(key, interface.by_name)
             if not close and table is None:
-                close = f"; keys of other commands stand below their [{'command'}]"
+                close = "; a key of another command stands below its [command]"
             raise self._error(key, f"tdn-bench {interface.command} has no flag {printable(key)!r:.60}{close}", table)
         return f
 
@@ -119,7 +120,7 @@ def to_toml(command: str, config: Any, leave_out: Collection[str] = OF_THE_CALL)
             continue
         plain = _plain("none" if value is None else value)
         try:
-            lines.append(tomli_w.dumps({name: plain}).strip().replace("\n", ""))
+            lines.append(re.sub(r"\n *", " ", tomli_w.dumps({name: plain}).strip()))
             lines[-1].encode()
         except UnicodeEncodeError:
             lines[-1] = f"# {name}: {printable(str(plain))} is no UTF-8"
@@ -132,26 +133,44 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-@contextmanager
-def noted(folder: Path | None, command: str, config: Any) -> Iterator[None]:
-    """Within: the flags of a run lie in `<command>-<time>.toml` in the folder of its record, so that one that was
-    killed can be told too. A run that is refused takes the file with it, and the folders that were made for it.
-    Without a folder there is nothing to write. Raises UserError where it cannot be written."""
-    if folder is None:
-        yield
-        return
-    stamp = utc_now().replace("-", "").replace(":", "")
-    path = folder / f"{command.replace(' ', '-')}-{stamp}.toml"
+_undo: list[Callable[[], None]] = []  # where the run that is beginning is refused
+
+
+def begin_run(folder: Path, command: str, config: Any, name: str | None = None, beside: Collection[str] = ()) -> None:
+    """Write the flags of a run, before its work, to the folder of its record: to `<command>-<time>.toml`, or `name`.
+    One that was killed can so be told, too. `forget_run` takes it away again, and the folders that were made for it,
+    where nothing but the files `beside` it has come there. Raises UserError where it cannot be written."""
     made = [f for f in (folder, *folder.parents) if not f.exists()]
+    stamp = utc_now().replace("-", "").replace(":", "")
+    names = (f"{command.replace(' ', '-')}-{stamp}{f'-{n}' if n else ''}.toml" for n in count())
+    path = folder / name if name else next(p for n in names if not (p := folder / n).exists())
+    before = path.read_bytes() if path.is_file() else None
     write_config(path, command, config)
-    try:
-        yield
-    except (UserError, DataError, EngineError):
-        path.unlink(missing_ok=True)
+
+    def undo() -> None:
         with suppress(OSError):  # it holds something by now
+            if before is not None:
+                write_whole(path, before)
+                return
+            path.unlink()
+            if made and {entry.name for entry in folder.iterdir()} <= set(beside):
+                for entry in folder.iterdir():
+                    entry.unlink()
             for f in made:
                 f.rmdir()
-        raise
+
+    _undo.append(undo)
+
+
+def forget_run() -> None:
+    """The run was refused: nothing of it stays."""
+    while _undo:
+        _undo.pop()()
+
+
+def keep_run() -> None:
+    """The run is over."""
+    _undo.clear()
 
 
 def write_config(path: Path, command: str, config: Any) -> None:

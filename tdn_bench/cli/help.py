@@ -92,10 +92,10 @@ def _typed(f: Flag, in_full: bool = False) -> str:
         return f.shown + ("" if f.count == 1 else " …")
     if f.kind is bool:
         return f.shown if f.default in (False, None) else f"--[no-]{f.shown[2:]}"
-    word = WORDS.get(f.kind, "NAME")
+    word = f.metavar or WORDS.get(f.kind, "NAME")
     if f.choices and len(braces := f"{{{','.join(f.choices)}}}") + len(f.shown) + 3 <= WIDEST_LEFT:
         word = braces
-    word = f"{word} …" if f.count is None else " ".join([word] * f.count)
+    word = f"{word} …" if f.count is None and not f.appends else " ".join([word] * (f.count or 1))
     also = f" ({', '.join(f.aliases)})" if in_full and f.aliases else ""
     return f"{f.shown} {word}{also}"
 

@@ -16,14 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional, PositionalRequiredArgs
+from tyro.conf import PositionalRequiredArgs
 
 from tdn_bench.catalogue import choose_one, did_you_mean
 from tdn_bench.cli.settings import flag
 from tdn_bench.errors import UserError
 
 T = TypeVar("T")
-POSITIONAL = Positional[int].__metadata__[0]  # type: ignore[attr-defined]
 MOST = 2**63 - 1  # of a whole number; of any other, where no flag says less
 WORDS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -40,18 +39,25 @@ class Flag:
     count: int | None
     optional: bool
     default: Any
-    positional: bool
-    aliases: tuple[str, ...]
+    positional: bool = False
+    aliases: tuple[str, ...] = ()
+    called: str | None = None  # where the field cannot have its name, such as `class`
+    metavar: str | None = None
+    appends: bool = False  # it may be given several times
+
+    @property
+    def field(self) -> str:
+        return self.path[-1]
 
     @property
     def name(self) -> str:
-        """The field: `batch_size`."""
-        return self.path[-1]
+        """`batch_size`."""
+        return self.called or self.field
 
     @property
     def shown(self) -> str:
         """As it is typed: `--batch-size`; `DATASET` where it has a place instead."""
-        return self.name.upper() if self.positional else flag(self.name)
+        return (self.metavar or self.name.upper()).rstrip("… ") if self.positional else flag(self.name)
 
     @property
     def required(self) -> bool:
@@ -68,7 +74,7 @@ class Flag:
         from docstring_parser import parse_from_object
 
         texts = {p.arg_name: p.description or "" for p in parse_from_object(self.owner).params}
-        return " ".join(texts.get(self.name, "").split())
+        return " ".join(texts.get(self.field, "").split())
 
     def take(self, words: Sequence[str]) -> Any:
         """The value that words of a command line or of a file stand for. Raises ValueError, which says what is
@@ -143,11 +149,12 @@ class Interface:
 
     @cached_property
     def by_name(self) -> dict[str, Flag]:
-        """Flags by field, other names included."""
-        return {name: f for f in self.flags for name in (f.name, *(a.lstrip("-").replace("-", "_") for a in f.aliases))}
+        """Flags by name, other names and those of the fields included."""
+        others = {f: [a.lstrip("-").replace("-", "_") for a in f.aliases] for f in self.flags}
+        return {name: f for f in self.flags for name in (f.name, f.field, *others[f])}
 
     def values(self, words: Sequence[str]) -> dict[str, Any]:
-        """What a command line gives, by field. Raises UserError for what cannot be typed."""
+        """What a command line gives, by name. Raises UserError for what cannot be typed."""
         parser = Tokens(prog=f"tdn-bench {self.command}", add_help=False, allow_abbrev=False)
         add_arguments(parser, self)
         known, rest = parser.parse_known_args([_one_spelling(self, word) for word in _join_negative(words)])
@@ -172,7 +179,7 @@ class Interface:
         return f"; see tdn-bench {self.command} --help-all"
 
     def build(self, values: Mapping[str, Any]) -> Any:
-        """The dataclass with these values by field, and else its defaults. Raises UserError where one is missing."""
+        """The dataclass with these values by name, and else its defaults. Raises UserError where one is missing."""
         for f in self.flags:
             if f.required and f.name not in values:
                 what = f.text.partition(". ")[0].rstrip(".")
@@ -218,14 +225,28 @@ def _flags(make: type, default: Any, path: tuple[str, ...], required_have_places
             continue
         kind, optional = _without_none(hint)
         count: int | None = 1
+        marks = [str(m) for m in metadata]
+        arg = next((m for m in metadata if hasattr(m, "metavar")), None)
         if get_origin(kind) is tuple:
             kinds = get_args(kind)
             kind, count = kinds[0], None if kinds[-1] is ... else len(kinds)
         known = kind in (bool, int, float, str, Path) or get_origin(kind) is Literal
         assert known, f"{make.__name__}.{f.name}: no flag can be a {kind}"
-        positional = POSITIONAL in metadata or (required_have_places and value is MISSING)
-        aliases = tuple(a for m in metadata for a in getattr(m, "aliases", None) or ())
-        found.append(Flag((*path, f.name), make, kind, count, optional, value, positional, aliases))
+        found.append(
+            Flag(
+                (*path, f.name),
+                make,
+                kind,
+                count,
+                optional,
+                value,
+                positional="Positional" in marks or (required_have_places and value is MISSING),
+                aliases=tuple(getattr(arg, "aliases", None) or ()),
+                called=getattr(arg, "name", None),
+                metavar=getattr(arg, "metavar", None),
+                appends="UseAppendAction" in marks,
+            )
+        )
     return found
 
 
@@ -263,6 +284,7 @@ def add_arguments(parser: argparse.ArgumentParser, interface: Interface, complet
                 action = parser.add_argument(*names, dest=f.name, action=argparse.BooleanOptionalAction, **options)
             else:
                 takes: dict[str, Any] = {"nargs": "*" if f.count is None else f.count} if f.count != 1 else {}
+                takes = {"action": "append"} if f.appends else takes
                 action = parser.add_argument(*names, dest=f.name, **takes, **options)
         if complete and f.kind is Path:
             import shtab

@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +15,6 @@ from typing import Any, TextIO
 from pipelines.errors import printable
 from tdn_bench.errors import CONSOLE, UserError, log, say
 from tdn_bench.records import check_file
-
 
 INHERITED = "TDN_BENCH_LOG_FLAGS"  # a variable: these flags of the process that started us
 
@@ -37,6 +36,7 @@ class LogFlags:
         return ["--quiet"] * self.quiet + ["--verbose"] * self.verbose + file
 
 
+LIBRARIES = ("engines", "pipelines")  # what they log is heard, too
 _now = LogFlags()
 
 
@@ -79,6 +79,10 @@ def logging_as(flags: LogFlags) -> Iterator[None]:
         if flags.file is not None:
             stack.enter_context(_kept(flags.file))
         CONSOLE.setLevel(logging.ERROR if flags.quiet else logging.DEBUG if flags.verbose else logging.INFO)
+        if flags.quiet or flags.file is not None:
+            stack.enter_context(redirect_stderr(_Copied(sys.stderr, "stderr", flags.quiet)))  # type: ignore[type-var]
+        for library in LIBRARIES:
+            stack.enter_context(_heard(logging.getLogger(library)))
         _now = flags
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
@@ -91,6 +95,18 @@ def logging_as(flags: LogFlags) -> Iterator[None]:
 def _warn(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     log.warning("warning: %s", " ".join(str(message).split()))
     log.debug("(%s, %s line %d)", category.__name__, filename, lineno)
+
+
+@contextmanager
+def _heard(library: logging.Logger) -> Iterator[None]:
+    before = library.level
+    library.addHandler(CONSOLE)
+    library.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        library.removeHandler(CONSOLE)
+        library.setLevel(before)
 
 
 @contextmanager
@@ -110,7 +126,7 @@ def _kept(path: Path) -> Iterator[None]:
     root.setLevel(min(level, logging.INFO) or logging.INFO)
     try:
         log.debug("command: %s", shlex.join(sys.argv))
-        with redirect_stdout(_Copied(sys.stdout)):  # type: ignore[type-var]
+        with redirect_stdout(_Copied(sys.stdout, "stdout")):  # type: ignore[type-var]
             yield
     finally:
         log.removeHandler(handler)
@@ -134,19 +150,21 @@ class _File(logging.FileHandler):
 
 
 class _Copied:
-    """A stream whose lines the log file has, too."""
+    """A stream whose lines the log file has, too, but for bars that move; `silent`: the log file alone."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._begun = stream, ""
+    def __init__(self, stream: TextIO, name: str, silent: bool = False) -> None:
+        self.through = stream
+        self._name, self._silent, self._begun = name, silent, ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.through, name)
 
     def write(self, text: str) -> int:
-        written = self._stream.write(text)
+        written = len(text) if self._silent else self.through.write(text)
         *lines, self._begun = (self._begun + text).split("\n")
-        for line in filter(None, lines):
-            for handler in log.handlers:
-                if isinstance(handler, _File):
-                    handler.handle(log.makeRecord("stdout", logging.INFO, "", 0, line, (), None))
+        for line in lines:
+            if line and "\x1b" not in line:
+                for handler in log.handlers:
+                    if isinstance(handler, _File):
+                        handler.handle(log.makeRecord(self._name, logging.INFO, "", 0, line, (), None))
         return written

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -18,11 +18,12 @@ from engines import EngineError
 from pipelines.errors import DataError
 from tdn_bench.catalogue import choose_one
 from tdn_bench.cli.child import end_with_parent
-from tdn_bench.cli.config_file import ConfigFile
+from tdn_bench.cli.config_file import ConfigFile, forget_run, keep_run
 from tdn_bench.cli.help import help_text
 from tdn_bench.cli.interface import Interface, interface_of
 from tdn_bench.cli.logs import INHERITED, logging_as, take_log_flags
-from tdn_bench.errors import EXIT_USER_ERROR, Terminated, UserError, end, leave, open_streams, tell
+from tdn_bench.cli.settings import leaves
+from tdn_bench.errors import EXIT_USER_ERROR, Terminated, UserError, end, leave, log, open_streams, tell
 
 T = TypeVar("T")
 
@@ -57,7 +58,8 @@ def parse(
     """The dataclass `flags` from a command line (default: this process's), and from the file that `--config` names;
     `config` are tyro's markers. Flags of the dataclasses within have no prefix. `examples` are shell lines that --help
     ends with, `common` the flags, as fields, that it shows; --help-all shows every one. Raises UserError for what is
-    no flag or value of the command; ends with SystemExit(0) after --help."""
+    no flag or value of the command, and for what the `check()` of the dataclasses refuses; ends with SystemExit(0)
+    after --help."""
     interface = interface_of(command, flags, MISSING, *config, examples=examples, common=common)
     if argv is _ASKED:
         raise Described(interface)
@@ -71,12 +73,24 @@ def parse_subcommand(
     *config: Any,
     examples: Sequence[str] = (),
     common: Sequence[str] = (),
+) -> Any:
+    """`parse` for a command of several kinds: the first word says which of the dataclasses. `common` are fields that
+    not every kind needs to have."""
+    return parse_kind(kinds, argv, command, *config, examples=examples, common=common)[1]
+
+
+def parse_kind(
+    kinds: Mapping[str, Any],
+    argv: Sequence[str] | None,
+    command: str,
+    *config: Any,
+    examples: Sequence[str] = (),
+    common: Sequence[str] = (),
     kind: str = "KIND",
     what: Mapping[str, str] | None = None,
-) -> Any:
-    """`parse` for a command of several kinds: the first word says which of the dataclasses, or which instance, whose
-    values are then the defaults. `common` are those fields that a kind has; --help calls the word `kind`, and says
-    `what` each is where that is not its class's docstring."""
+) -> tuple[str, Any]:
+    """`parse_subcommand`, with the kind's name. A kind may be an instance, whose values are then the defaults. --help
+    calls the word `kind`, and says `what` each is where that is not its class's docstring."""
     inner = {}
     for name, of in kinds.items():
         make, default = (of, MISSING) if isinstance(of, type) else (type(of), of)
@@ -98,7 +112,7 @@ def parse_subcommand(
     if name not in inner:
         wrong = f"{command} {name}: no such {kind}" if name else f"{kind} is missing"
         raise UserError(f"{wrong}; {choose_one(name, inner)}")
-    return _parsed(inner[name], words, tuple(inner))
+    return name, _parsed(inner[name], words, tuple(inner))
 
 
 def _parsed(interface: Interface, words: Sequence[str], kinds: Sequence[str] = ()) -> Any:
@@ -110,7 +124,20 @@ def _parsed(interface: Interface, words: Sequence[str], kinds: Sequence[str] = (
     given: dict[str, Any] = {}
     for name in files:
         given |= ConfigFile(Path(name)).values(interface, kinds)
-    return interface.build(given | typed)
+    config = interface.build(given | typed)
+    check_all(config)
+    log.debug("flags: %s", ", ".join(f"{name}={value!r}" for name, value, _ in leaves(config)))
+    return config
+
+
+def check_all(config: Any) -> None:
+    """Call `check()` of all dataclasses that a command's is composed of, where they have one, then its own: they raise
+    UserError for what cannot be, before any work."""
+    for f in fields(config):
+        if is_dataclass(part := getattr(config, f.name)):
+            check_all(part)
+    if callable(check := getattr(config, "check", None)):
+        check()
 
 
 def _config_named(words: Sequence[str]) -> list[str]:
@@ -153,10 +180,13 @@ def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[
                 finally:
                     sys.stdout.flush()  # what cannot be written is an error, and not Python's to tell as it ends
         except (UserError, DataError, EngineError) as error:
+            forget_run()
             tell(f"error: {error}", error)
             return EXIT_USER_ERROR
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it is has a status, and no other's
             return end(error)
+        finally:
+            keep_run()
     return 0
 
 

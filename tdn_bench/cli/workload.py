@@ -52,13 +52,15 @@ class WorkloadFlags:
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     build: BuildFlags = field(default_factory=BuildFlags)
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, batch_size=(1, MAX_BATCH))
+
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
-        check_ranges(self, batch_size=(1, MAX_BATCH))
-        self.data.check()
-        self.build.check()
-        self.loader.policy()
+        for flags in (self, self.data, self.build, self.loader):
+            flags.check()
         if self.engine not in (*ENGINES, "none"):
             raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
         device, precision = self._device(), self.precision
