@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _VERSIONS = {"torch": ("torch",), "DALI": ("nvidia-dali-cuda120", "nvidia-dali-cuda130"), "PyAV": ("av",)}
 
 
+@cache
 def commands() -> dict[str, str]:
     """Every command by name, and what it does: the first line of its file, which is read, not imported."""
     found = {}

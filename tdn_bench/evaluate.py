@@ -74,6 +74,7 @@ class Evaluate:
     def resolve(self) -> tuple[Network, ClipSpec]:
         """The network and all of its views: where a flag is left out, the protocol's, then the checkpoint's. Raises
         UserError for a number that cannot be."""
+        self.check()
         clips, crops, size = PROTOCOLS[self.protocol]
         clips = clips if self.clips is None else self.clips
         network = replace(self.network, size=size if self.network.size is None else self.network.size).resolve()

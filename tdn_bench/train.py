@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from tdn_bench.cli import begin_run, parse_kind, run_command
+from tdn_bench.cli.config_file import missing_folders
 from tdn_bench.recipes import RECIPES
 from tdn_bench.records import write_record
 from tdn_bench.training.loop import train
@@ -29,9 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
     recipes = {name: make() for name, make in RECIPES.items()}
     name, recipe = parse_kind(recipes, argv, "train", examples=EXAMPLES, common=COMMON, kind="RECIPE", what=what)
-    result = train(
-        recipe, begun=lambda: begin_run(recipe.output, f"train {name}", recipe, "config.toml", beside=(LOCK,))
-    )
+    made = missing_folders(recipe.output)
+
+    def begun() -> None:
+        begin_run(recipe.output, f"train {name}", recipe, "config.toml", beside=(LOCK,), made=made)
+
+    result = train(recipe, begun=begun)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"checkpoint: {result.checkpoint}")
         print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -18,8 +18,7 @@ from typing import Any
 from pipelines.errors import printable
 from pipelines.files import read_regular, write_whole
 from tdn_bench.catalogue import commands, did_you_mean, versions_line
-from tdn_bench.cli.interface import Flag, Interface
-from tdn_bench.cli.settings import leaves
+from tdn_bench.cli.interface import Flag, Interface, interface_of
 from tdn_bench.errors import UserError
 from tdn_bench.records import utc_now
 
@@ -107,40 +106,57 @@ class ConfigFile:
 
 
 def to_toml(command: str, config: Any, leave_out: Collection[str] = OF_THE_CALL) -> str:
-    """A dataclass of flags as the table of its command. A flag that was left open stays so, as a comment; so does a
-    path that is no UTF-8, which TOML cannot hold."""
+    """A dataclass of flags as the table of its command. What was left open is "none"; a text that was, and a path that
+    is no UTF-8, which TOML cannot hold, are comments."""
     import tomli_w
 
     lines = [f"[{command.replace(' ', '.')}]"]
-    for name, value, default in leaves(config):
-        if name in leave_out:
+    for f in interface_of(command, type(config), config).flags:
+        value = f.default  # of an interface that is made from this very config
+        if f.name in leave_out:
             continue
-        if value is None and default is None:
-            lines.append(f"# {name}: left open")
+        if value is None and f.kind is str:
+            lines.append(f"# {f.name}: left open")
             continue
         plain = _plain("none" if value is None else value)
         try:
-            lines.append(re.sub(r"\n *", " ", tomli_w.dumps({name: plain}).strip()))
-            lines[-1].encode()
+            line = re.sub(r"\n *", " ", tomli_w.dumps({f.name: plain}).strip())
+            line.encode()
         except UnicodeEncodeError:
-            lines[-1] = f"# {name}: {printable(str(plain))} is no UTF-8"
+            line = f"# {f.name}: {printable(str(plain))} is no UTF-8"
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
+    if isinstance(value, Path) and str(value) in ("None", "none"):
+        return f"./{value}"
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 _undo: list[Callable[[], None]] = []  # where the run that is beginning is refused
 
 
-def begin_run(folder: Path, command: str, config: Any, name: str | None = None, beside: Collection[str] = ()) -> None:
+def missing_folders(folder: Path) -> list[Path]:
+    """Of a folder and those above it, the ones that are not there, the innermost first."""
+    return [f for f in (folder, *folder.parents) if not f.exists()]
+
+
+def begin_run(
+    folder: Path,
+    command: str,
+    config: Any,
+    name: str | None = None,
+    beside: Collection[str] = (),
+    made: Sequence[Path] | None = None,
+) -> None:
     """Write the flags of a run, before its work, to the folder of its record: to `<command>-<time>.toml`, or `name`.
-    One that was killed can so be told, too. `forget_run` takes it away again, and the folders that were made for it,
-    where nothing but the files `beside` it has come there. Raises UserError where it cannot be written."""
-    made = [f for f in (folder, *folder.parents) if not f.exists()]
+    One that was killed can so be told, too. `forget_run` takes it away again, and the folders that were made for it
+    (`made`, unless this makes them), where nothing but the files `beside` it has come there. Raises UserError where it
+    cannot be written."""
+    made = missing_folders(folder) if made is None else made
     stamp = utc_now().replace("-", "").replace(":", "")
     names = (f"{command.replace(' ', '-')}-{stamp}{f'-{n}' if n else ''}.toml" for n in count())
     path = folder / name if name else next(p for n in names if not (p := folder / n).exists())

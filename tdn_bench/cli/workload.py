@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from engines import ENGINES, QUANTISED, EngineSpec, EngineUnavailable, default_precision, why_unavailable
+from engines import (
+    ENGINES,
+    QUANTISED,
+    EngineSpec,
+    EngineUnavailable,
+    default_precision,
+    supported_precisions,
+    why_unavailable,
+)
 from pipelines.clip import ClipSpec
 from pipelines.ledger import OFF, Ledger
 from pipelines.loader import ClipLoader
@@ -68,6 +76,9 @@ class WorkloadFlags:
             raise EngineUnavailable(f"engine {self.engine!r} on {device}: {reason}")
         if precision == "auto":
             precision = "fp32" if self.engine == "none" else default_precision(self.engine, str(device))  # type: ignore[assignment]
+        elif self.engine != "none" and precision not in (known := supported_precisions(self.engine, str(device))):
+            what = f"engine {self.engine!r} has no {precision} on {device}"
+            raise EngineUnavailable(f"{what}; choose one of {', '.join(known)} by --precision")
         network = self.network.resolve()
         check_memory("batch_size", self.batch_size, network.clip_spec())
         data = self.data
