@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from engines.spec import EngineError
 from storage.private import NotPrivate, open_private, private_folder, seal
 
 KEEP_BYTES = 20 * 10**9
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def cached(
             )
             payload = stack.enter_context(temporary_folder()) / payload.name
             build(payload)
+        log.debug("engine %s: %s", payload.name, "taken from the cache" if hit else "built")
         yield Artifact(payload, hit)
 
 
@@ -128,6 +131,28 @@ def prune(folder: Path, keep_bytes: int = KEEP_BYTES) -> None:
                 with _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     for path in doomed:
                         path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def entries(folder: Path) -> dict[str, list[Path]]:
+    """The entries of a cache by their stem: the files of each, its lock first. A link is none."""
+    found = {}
+    for lock in sorted(folder.glob("[0-9a-f]" * 32 + ".lock")):
+        files = [path for path in sorted(folder.glob(f"{lock.stem}.*")) if path != lock]
+        if files and not lock.is_symlink():
+            found[lock.stem] = [lock, *files]
+    return found
+
+
+def remove_entry(files: list[Path]) -> bool:
+    """Remove an entry that nobody uses, but for its lock; whether it could be."""
+    lock, *others = files
+    try:
+        with _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for path in others:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _header(payload: Path, key: Mapping[str, Any]) -> bytes:

@@ -102,16 +102,34 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def clear_debris(folder: Path) -> None:
     """Remove what killed runs left half written in `folder` itself; never what a living process writes."""
+    for path in find_debris(folder):
+        remove_debris(path)
+
+
+def find_debris(folder: Path) -> list[Path]:
+    """What `clear_debris` would look at in `folder` itself: some of it a living process may still write."""
+    found = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             debris = _DEBRIS.fullmatch(entry.name)
             if debris is None or _lives(debris["pid"]):
                 continue
-            with suppress(OSError):
-                if entry.is_file(follow_symlinks=False):
-                    _remove_unlocked(entry.path)
-                elif entry.is_dir(follow_symlinks=False) and debris["pid"] is None:
-                    shutil.rmtree(entry.path)  # earlier versions wrote into folders of this name
+            is_folder = entry.is_dir(follow_symlinks=False) and debris["pid"] is None
+            if is_folder or entry.is_file(follow_symlinks=False):
+                found.append(Path(entry.path))
+    return found
+
+
+def remove_debris(path: Path) -> bool:
+    """Remove something of `find_debris`, unless a living process writes it; whether that could be."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # earlier versions wrote into folders of this name
+        else:
+            _remove_unlocked(str(path))
+    except OSError:
+        return False
+    return True
 
 
 def _lives(pid: str | None) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -335,6 +336,19 @@ def default_cache(root: Path) -> Path:
         raise DataError("this user has no home folder; set XDG_CACHE_HOME to a folder for caches") from e
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return base / "tdn_bench" / f"{root.resolve().name}-{key}.jsonl"
+
+
+def is_scan_cache(path: Path) -> bool:
+    """Whether a file is a `default_cache`, by its name and its first line; a link, or a file of another user's, is
+    none."""
+    if not re.fullmatch(r".*-[0-9a-f]{16}\.jsonl", path.name):
+        return False
+    try:
+        with open_private(path) as file:
+            first = json.loads(file.readline(200))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and first.keys() == {"manifest_version"}
 
 
 def _read_cache(path: Path) -> dict[str, VideoFile]:

@@ -29,7 +29,7 @@ from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError, printable
-from pipelines.files import clear_debris, write_whole
+from pipelines.files import clear_debris, read_regular, write_whole
 from pipelines.label_files import class_name
 from pipelines.processes import cores, map_in_processes, max_workers
 
@@ -335,6 +335,24 @@ def _claim(root: Path, stamp: dict[str, int]) -> None:
         raise DataError(f"{root} holds something other than synthetic clips: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(stamp).encode())
+
+
+def files_of(root: Path) -> list[Path]:
+    """All files that `make_dataset` wrote below `root`, the mark that it is its own last; none where that is missing.
+    What else lies there is not named, nor what a link leads to."""
+    mark = root / "labels" / "synthetic.json"
+    folders = (root, root / "labels", root / VIDEO_FOLDER)
+    if any(folder.is_symlink() for folder in folders) or mark.is_symlink() or not mark.is_file():
+        return []
+    try:
+        stamp = json.loads(read_regular(mark, 10_000))
+    except (OSError, ValueError):
+        return []
+    if not isinstance(stamp, dict) or not {"version", "seed"} <= stamp.keys():
+        return []
+    clips = [path for path in (root / VIDEO_FOLDER).glob("*.webm") if path.stem.isdecimal()]
+    labels = [root / "labels" / f"{name}.json" for name in ("train", "validation", "labels", "synthetic")]
+    return [path for path in (*sorted(clips), *labels) if path.is_file() and not path.is_symlink()]
 
 
 def make_dataset(

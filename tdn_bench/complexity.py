@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mode
 
-import tyro
+from tyro.conf import Positional
 
 from tdn_bench.cli import parse, run_command
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
@@ -16,6 +16,12 @@ from tdn_bench.models.complexity import MIN_SIZE, Stage, measure
 from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.records.published import Published, published_for
 
+EXAMPLES = (
+    "tdn-bench complexity tdn_resnet50 tsn_resnet50",
+    "tdn-bench complexity --backbone resnet101",
+)
+COMMON = ("backbone", "num_segments", "num_classes", "size", "stages")
+
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
@@ -23,7 +29,7 @@ BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 class Flags:
     """Multiply-adds, parameters, activations and arithmetic intensity of networks, beside published counts."""
 
-    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    models: Positional[tuple[str, ...]] = ()
     """Networks (`tdn-bench list`); default: every variant, with --backbone."""
     backbone: str = "resnet50"
     """Backbone of the default."""
@@ -35,6 +41,10 @@ class Flags:
     """Height and width, pixels."""
     stages: bool = False
     """Also a line for each stage of each network; the default for a single network."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))
 
 
 def published_gmacs(model: str, num_segments: int) -> Published | None:
@@ -56,10 +66,9 @@ def published_gmacs(model: str, num_segments: int) -> Published | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    config = parse(Flags, argv, "complexity")
+    config = parse(Flags, argv, "complexity", examples=EXAMPLES, common=COMMON)
     if config.backbone not in BACKBONES:
         raise UserError(f"--backbone {config.backbone}: choose one of {', '.join(BACKBONES)}")
-    check_ranges(config, num_segments=(1, MAX_SEGMENTS), num_classes=(1, 1_000_000), size=(MIN_SIZE, SIZES[1]))
     models = config.models or tuple(f"{v}_{config.backbone}" for v in VARIANTS)
     wide = max(24, *map(len, models)) + 2
     print(

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines import ENGINES
-from pipelines.processes import cores
-from pipelines.synthetic import make_dataset
-from tdn_bench.cli import Command, parse, pick_device, run_command
+from pipelines.processes import cores, max_workers
+from pipelines.synthetic import CLASSES, VALIDATION_START, make_dataset
+from tdn_bench.cli import Command, begin_run, parse, pick_device, run_command
 from tdn_bench.cli.ranges import DAY_S, check_ranges
-from tdn_bench.errors import UserError
+from tdn_bench.errors import UserError, log
 from tdn_bench.recipes import demo as demo_recipe
 from tdn_bench.records import check_file, check_folder, machine_name, utc_now
 from tdn_bench.reporting import html_path, write_report
+
+EXAMPLES = (
+    "tdn-bench demo",
+    "tdn-bench demo --train-videos 64 --validation-videos 32 --epochs 1 --seconds 1",
+)
+COMMON = ("output", "results", "train_videos", "validation_videos", "epochs", "seconds", "device", "workers")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,12 @@ class Demo:
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     workers: int | None = None
     """Decoding threads and rendering processes; default: one per core."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        videos = len(CLASSES), VALIDATION_START  # a clip of each class at least
+        check_ranges(self, train_videos=videos, validation_videos=videos, epochs=(1, 10_000), seconds=(0, DAY_S))
+        check_ranges(self, workers=(1, max_workers()))
 
 
 def train(config: Demo, data: Path, folder: Path, side_by_side: bool) -> dict[str, Path]:
@@ -92,24 +104,17 @@ def measurements(config: Demo, checkpoints: dict[str, Path], device: str) -> dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo: data, training, measurement, report."""
-    config = parse(Demo, argv, "demo")
+    config = parse(Demo, argv, "demo", examples=EXAMPLES, common=COMMON)
     begun, started = time.perf_counter(), utc_now()
     device = pick_device(config.device)
     folder = config.results or config.output / "records"
-    check_ranges(
-        config,
-        train_videos=(1, 1_000_000),
-        validation_videos=(1, 1_000_000),
-        epochs=(1, 10_000),
-        seconds=(0, DAY_S),
-        workers=(1, 1024),
-    )
     check_folder("--output", config.output)
     check_file("--results", folder / "report.md")
     check_folder("--results", folder)
+    begin_run(folder, "demo", config)
 
     def step(title: str) -> None:
-        print(f"\n[{time.perf_counter() - begun:4.0f} s] {title}", flush=True)
+        log.info("[%4.0f s] %s", time.perf_counter() - begun, title)
 
     step("synthetic motion videos")
     data = make_dataset(

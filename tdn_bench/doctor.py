@@ -23,6 +23,13 @@ from tdn_bench.dataset_tools.summary import counted, print_findings, print_summa
 from tdn_bench.errors import UserError
 from tdn_bench.records.environment import describe_machine, versions
 
+EXAMPLES = (
+    "tdn-bench doctor",
+    "tdn-bench doctor sthv2 --root runs/demo/data",
+    "tdn-bench doctor --manifest runs/sthv2.arrow --checksums --json runs/found.json",
+)
+COMMON = ("root", "manifest", "checksums", "reference", "advice", "trial", "all", "json", "device")
+
 EXIT_FINDINGS = 1
 
 
@@ -72,7 +79,7 @@ def why_no_dali() -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The page of the machine, or of a data set. Ends with SystemExit(1) where something is wrong with the data."""
-    config = parse(Doctor, argv, "doctor")
+    config = parse(Doctor, argv, "doctor", examples=EXAMPLES, common=COMMON)
     device = pick_device(config.device)
     if config.dataset is None and config.manifest is None:
         machine_page(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,23 @@ EXIT_USER_ERROR = 2
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h; 1 is what a command found, such as a regression
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+
+
+class _Console(logging.Handler):
+    """What is said, on stderr as it is then; what nobody expected with its traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            for line in "".join(traceback.format_exception(record.exc_info[1])).splitlines():
+                say(line)
+        say(record.getMessage())
+
+
+CONSOLE = _Console(logging.INFO)
+log = logging.getLogger("tdn_bench")  # all that a command says beside its results
+log.addHandler(CONSOLE)
+log.setLevel(logging.DEBUG)
+log.propagate = False
 
 
 class UserError(Exception):
@@ -71,6 +89,7 @@ def end(error: BaseException) -> int:
     status = EXIT_USER_ERROR
     if isinstance(error, BrokenPipeError):  # `… | head` has read enough
         return EXIT_BROKEN_PIPE
+    unexpected = False
     if isinstance(error, Terminated):
         said, status = f"ended by {signal.Signals(error.number).name}", 128 + error.number
     elif isinstance(error, KeyboardInterrupt):
@@ -81,20 +100,27 @@ def end(error: BaseException) -> int:
     elif (lack := _memory_error(error)) is not None:
         said = f"error: memory ran out ({lack}); use a smaller batch, fewer --workers, or a larger machine"
     else:
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            say(line)
+        unexpected = True
         what = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         said = f"error: this is a fault of tdn_bench, not yours; please report it with the lines above: {what}"
         status = EXIT_FAULT
-    say(said)
+    tell(said, error, unexpected)
     return status
 
 
+def tell(said: str, error: BaseException, unexpected: bool = False) -> None:
+    """Say why a command ends; with its traceback where it is unexpected, else that goes to the log file."""
+    log.error(said, exc_info=error if unexpected else None)
+    if not unexpected:
+        log.debug("where that was", exc_info=error)
+
+
 def say(line: str) -> None:
-    """Print a line on stderr, if that can be written."""
+    """Print a line on stderr, if that can be written; also where nothing else is to be said (`--quiet`)."""
+    stream = getattr(sys.stderr, "through", sys.stderr)
     with suppress(OSError):
-        print(printable(line), file=sys.stderr, flush=True)
-    _flush(sys.stderr)
+        print(printable(line), file=stream, flush=True)
+    _flush(stream)
 
 
 def _advice(number: int) -> str:

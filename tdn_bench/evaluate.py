@@ -15,13 +15,24 @@ from pipelines.errors import printable
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import DataFlags, LoaderFlags, Network, NetworkFlags, parse, pick_device, run_command, settings_of
+from tdn_bench.cli.config_file import begin_run
 from tdn_bench.cli.flags import counted_once
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
-from tdn_bench.correctness.evaluation import score
+from tdn_bench.correctness.evaluation import protocol_of, score
 from tdn_bench.correctness.label_order import find_permutation
 from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_folder, make_record, write_record
+
+EXAMPLES = (
+    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --per-class",
+    "tdn-bench evaluate --checkpoint k400.pth.tar --dataset kinetics400 --data k400 --protocol thirty-view",
+)
+COMMON = (
+    *("checkpoint", "data", "dataset", "manifest", "subset", "protocol"),
+    *("batch_size", "device", "per_class", "scores", "results"),
+)
 
 # The paper's: clips, crops, size in pixels (None: the checkpoint's).
 PROTOCOLS: dict[str, tuple[int, Literal[1, 3], int | None]] = {"one-clip": (1, 1, None), "thirty-view": (10, 3, 256)}
@@ -56,19 +67,23 @@ class Evaluate:
     results: Path | None = None
     """Also write a record to this folder."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, clips=(1, 100), batch_size=(1, MAX_BATCH))
+
     def resolve(self) -> tuple[Network, ClipSpec]:
         """The network and all of its views: where a flag is left out, the protocol's, then the checkpoint's. Raises
         UserError for a number that cannot be."""
+        self.check()
         clips, crops, size = PROTOCOLS[self.protocol]
         clips = clips if self.clips is None else self.clips
-        check_ranges(self, clips=(1, 100), batch_size=(1, MAX_BATCH))
         network = replace(self.network, size=size if self.network.size is None else self.network.size).resolve()
         return network, replace(network.clip_spec(), num_clips=clips, num_crops=self.crops or crops)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the accuracy of a checkpoint on a split."""
-    config = parse(Evaluate, argv, "evaluate")
+    config = parse(Evaluate, argv, "evaluate", examples=EXAMPLES, common=COMMON)
     checkpoint = config.network.checkpoint
     if checkpoint is None:
         raise UserError("--checkpoint is missing: name the weights to evaluate")
@@ -77,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.results is not None:
         check_folder("--results", config.results)
     (network, spec), device = config.resolve(), pick_device(config.device)
+    if config.results is not None:
+        begin_run(config.results, "evaluate", config)
     manifest = counted_once(config.data.open(), [config.subset])  # repeats of train, too
     videos = manifest.split(config.subset)
     if not videos:
@@ -93,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # written before anything is said: a closed pipe must not cost the run
     written = []
     if config.scores is not None:
-        notes = {"model": network.model, "checkpoint": checkpoint.name, "protocol": _protocol(spec)}
+        notes = {"model": network.model, "checkpoint": checkpoint.name, "protocol": protocol_of(spec)}
         notes |= {"data": manifest.name, "digest": manifest.digest(), "subset": config.subset}
         scores.save(config.scores, notes | {"classes": manifest.classes, "backend": loader.decoder.name})
         written.append(f"scores: {config.scores}")
@@ -117,17 +134,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(*written, sep="\n", end="\n" if written else "")
 
 
-def _protocol(spec: ClipSpec) -> dict[str, Any]:
-    """What accuracies must have in common to be compared."""
-    return {
-        "clips": spec.num_clips,
-        "crops": spec.num_crops,
-        "segments": spec.num_segments,
-        "size": spec.size,
-        "crop_ratio": spec.crop_ratio if spec.num_crops == 1 else None,
-    }
-
-
 def _record(
     config: Evaluate, network: Network, manifest: Manifest, loader: ClipLoader, scores: Scores, notes: Mapping[str, Any]
 ) -> Record:
@@ -145,7 +151,7 @@ def _record(
         device=loader.device,
         manifest=manifest,
         details={
-            "protocol": _protocol(spec),
+            "protocol": protocol_of(spec),
             "confusion": scores.confusion().tolist(),
             "classes": list(manifest.classes),
             "per_class": {name: {"videos": n, "top1_percent": percent} for name, n, percent in rows if n},

@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdn_bench.cli import parse, pick_device, run_command
-from tdn_bench.errors import UserError
+from tdn_bench.cli import begin_run, parse, pick_device, run_command
+from tdn_bench.errors import UserError, log
 from tdn_bench.gpu_checks import STEPS, Run, Verdict, dry, full, run_step, supervise, table
 from tdn_bench.records import record_folder
+
+EXAMPLES = (
+    "tdn-bench gpu-suite",
+    "tdn-bench gpu-suite --only decoders loader",
+)
+COMMON = ("device", "results", "data", "only", "again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +57,16 @@ def prepare(config: GpuSuite) -> Run:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the steps and print the table. Ends with exit status 1 if a check failed."""
-    config = parse(GpuSuite, argv, "gpu-suite")
+    config = parse(GpuSuite, argv, "gpu-suite", examples=EXAMPLES, common=COMMON)
     run = prepare(config)
     if config.step is not None:
         record = run_step(config.step, run)
         print(table([Verdict(config.step, record, record.details["failures"])]))
         raise SystemExit(bool(record.details["failures"]))
+    begin_run(run.folder, "gpu-suite", config)
     verdicts, start = [], time.perf_counter()
     for name in [s for s in STEPS if s in config.only or not config.only]:
-        print(f"[{time.perf_counter() - start:4.0f} s] {name}", flush=True)
+        log.info("[%4.0f s] %s", time.perf_counter() - start, name)
         verdicts.append(supervise(name, run, config.again))
     dry_run = "" if run.device.type == "cuda" else " (a dry run on the CPU: its figures mean nothing)"
     print(f"\n{table(verdicts)}\n\nrecords: {run.folder}{dry_run}")

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import tyro
+from tyro.conf import PositionalRequiredArgs
 
 from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
 from tdn_bench.errors import UserError
 from tdn_bench.records import check_file
 from tdn_bench.reporting.history import commit_order, lines_of, numbers, plot, read_below, table
+
+EXAMPLES = (
+    "tdn-bench history results",
+    "tdn-bench history results --kind throughput --figure ms_per_video",
+)
+COMMON = ("figure", "kind", "name", "out")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class History:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table and write the plot; without --figure, list the figures that there are."""
-    config = parse(History, argv, "history", tyro.conf.PositionalRequiredArgs)
+    config = parse(History, argv, "history", PositionalRequiredArgs, examples=EXAMPLES, common=COMMON)
     check_file("--out", config.out if config.figure is not None else None)
     records = read_below(config.folders)
     if not (chosen := [r for r in records if config.kind in (None, r.kind) and config.name in (None, r.name)]):

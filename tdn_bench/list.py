@@ -10,6 +10,12 @@ from tdn_bench.models.variants import BACKBONES, VARIANTS
 from tdn_bench.recipes import RECIPES
 from tdn_bench.training.ablation import TABLES
 
+EXAMPLES = (
+    "tdn-bench list",
+    "tdn-bench list | grep tdn",
+)
+COMMON = ()
+
 
 @dataclass(frozen=True)
 class List:
@@ -18,7 +24,7 @@ class List:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Name the networks, the recipes and the tables that `ablate` trains."""
-    parse(List, argv, "list")
+    parse(List, argv, "list", examples=EXAMPLES, common=COMMON)
     print("models: <variant>_<backbone>, backbones " + ", ".join(BACKBONES))
     for name, variant in VARIANTS.items():
         clip = f"{variant.num_segments} × {variant.frames_per_segment} frames"

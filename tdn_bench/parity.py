@@ -7,12 +7,22 @@ from typing import Any
 
 from engines import EngineError
 from pipelines.odd_clips import skipped_cases
-from tdn_bench.cli import NetworkFlags, parse_subcommand, run_command, settings_of
+from tdn_bench.cli import NetworkFlags, begin_run, parse_kind, run_command, settings_of
 from tdn_bench.correctness.decoder_parity import DecoderParity, Decoders, compare_decoders, compare_predictions
 from tdn_bench.correctness.decoder_report import details_of, figures_of, report_lines
 from tdn_bench.correctness.engine_parity import TABLE_HEAD, EngineParity, Engines, open_engine_parity
 from tdn_bench.correctness.logits import TOLERANCE
 from tdn_bench.records import Record, check_folder, make_record, write_record
+
+EXAMPLES = (
+    "tdn-bench parity engines --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench parity engines --precisions int8 --per-layer",
+    "tdn-bench parity decoders --videos clip.mp4",
+)
+COMMON = (
+    *("engines", "precisions", "videos", "checkpoint", "data", "dataset"),
+    *("limit", "per_layer", "odd_clips", "device", "results"),
+)
 
 
 def run_decoders(config: Decoders) -> bool:
@@ -92,9 +102,12 @@ def _engine_record(config: Engines, parity: EngineParity, figures: dict[str, dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare all of a kind. Ends with SystemExit(1) where one does not do what the others do."""
-    config = parse_subcommand({"decoders": Decoders, "engines": Engines}, argv, "parity")
+    kind, config = parse_kind(
+        {"decoders": Decoders, "engines": Engines}, argv, "parity", examples=EXAMPLES, common=COMMON
+    )
     if config.results is not None:
         check_folder("--results", config.results)
+        begin_run(config.results, f"parity {kind}", config)
     alike = run_engines(config) if isinstance(config, Engines) else run_decoders(config)
     if not alike:
         raise SystemExit(1)

@@ -25,6 +25,13 @@ from tdn_bench.dataset_tools.summary import (
 )
 from tdn_bench.errors import UserError
 
+EXAMPLES = (
+    "tdn-bench prepare sthv2 --root something-something-v2",
+    "tdn-bench prepare ucf101 --root UCF-101 --split 2 --out ucf2.arrow",
+    "tdn-bench prepare lists --train-list train.txt --val-list val.txt",
+)
+COMMON = ("root", "split", "labels", "train_list", "val_list", "decode", "workers", "out", "all")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
@@ -49,7 +56,7 @@ class Prepare:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Scan a data set, say what is missing or broken, write its manifest."""
-    config = parse(Prepare, argv, "prepare")
+    config = parse(Prepare, argv, "prepare", examples=EXAMPLES, common=COMMON)
     manifest = config.source.open(config.dataset)
     print_summary(manifest)
     print_bad_files(manifest, config.all)

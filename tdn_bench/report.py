@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from tyro.conf import Positional
 
 from pipelines.errors import printable
 from tdn_bench.cli import parse, run_command
@@ -24,7 +24,7 @@ COMMON = ("folder",)
 class Report:
     """Write report.html (opens offline) and report.md from the newest record of each kind and name."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Positional[Path]
     """Folder with records (*.json), those in folders below it too; the pages are written there."""
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tdn_bench.cli import parse_subcommand, run_command
+from tdn_bench.cli import begin_run, parse_kind, run_command
 from tdn_bench.loadgen.scenarios import SCENARIOS
 from tdn_bench.measurement.statistics import PERCENTILES
 from tdn_bench.records import Record, record_folder, write_record
+
+EXAMPLES = (
+    "tdn-bench scenario server --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
+    "tdn-bench scenario live-streams --engine onnx --fps 30",
+    "tdn-bench scenario single-stream --seconds 5",
+)
+COMMON = (
+    *("engine", "precision", "checkpoint", "data", "device", "samples_per_query", "latency_bound_ms"),
+    *("percentile", "fps", "deadline_ms", "seconds", "max_seconds", "results"),
+)
 
 
 def summary(record: Record) -> str:
@@ -50,8 +60,9 @@ def summary(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a scenario; print its figures and write a record."""
-    config = parse_subcommand(SCENARIOS, argv, "scenario")
+    kind, config = parse_kind(SCENARIOS, argv, "scenario", examples=EXAMPLES, common=COMMON)
     folder = record_folder(config.output.results, "scenario")
+    begin_run(folder, f"scenario {kind}", config)
     record = config.run()
     print(summary(record))
     print(f"record: {write_record(record, folder)}")

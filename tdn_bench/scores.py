@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 
-from tdn_bench.cli import parse_subcommand, run_command, settings_of
+from tdn_bench.cli import begin_run, parse_subcommand, run_command, settings_of
 from tdn_bench.correctness.scores import Scores, class_names, ensemble, load_alike, load_scores, per_class_lines
 from tdn_bench.errors import UserError
 from tdn_bench.records import Record, check_file, check_folder, make_record, write_record
+
+EXAMPLES = (
+    "tdn-bench scores show runs/scores.safetensors --per-class",
+    "tdn-bench scores ensemble tdn8.safetensors tdn16.safetensors",
+    "tdn-bench scores mean split1.safetensors split2.safetensors split3.safetensors",
+)
+COMMON = ("per_class", "confusion", "results")
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def run_ensemble(config: Ensemble) -> None:
     """Print the accuracy of each file and of their sum."""
     if config.results is not None:
         check_folder("--results", config.results)
+        begin_run(config.results, "scores ensemble", config)
     parts, notes = _load(config.files)
     together = ensemble(parts, config.files)
     for path, part in zip(config.files, parts, strict=True):
@@ -135,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tyro.conf import PositionalRequiredArgs
 
     kinds = {"show": Show, "ensemble": Ensemble, "mean": Mean}
-    match parse_subcommand(kinds, argv, "scores", PositionalRequiredArgs):
+    match parse_subcommand(kinds, argv, "scores", PositionalRequiredArgs, examples=EXAMPLES, common=COMMON):
         case Show() as config:
             show(config)
         case Ensemble() as config:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.ledger import IDLE, WORK
-from tdn_bench.cli import parse, run_command
+from tdn_bench.cli import begin_run, parse, run_command
 from tdn_bench.measurement.statistics import PERCENTILES, samples_for_percentile
 from tdn_bench.measurement.throughput import Throughput, measure
 from tdn_bench.records import Record, record_folder, write_record
 from tdn_bench.regression.comparison import compare
+
+EXAMPLES = (
+    "tdn-bench throughput --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --engine onnx",
+    "tdn-bench throughput --seconds 0  # fresh weights, synthetic videos",
+    "tdn-bench throughput --compare engine=eager engine=onnx",
+)
+COMMON = (
+    *("engine", "precision", "checkpoint", "data", "dataset", "batch_size"),
+    *("device", "seconds", "interval", "compare", "results"),
+)
 
 
 def summary(record: Record) -> str:
@@ -56,8 +66,9 @@ def _headline(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or compare; print the figures and write a record."""
-    config = parse(Throughput, argv, "throughput")
+    config = parse(Throughput, argv, "throughput", examples=EXAMPLES, common=COMMON)
     folder = record_folder(config.output.results, "throughput")
+    begin_run(folder, "throughput", config)
     if config.compare is not None:
         comparison = compare(config, config.compare)
         print("\n".join(comparison.lines))

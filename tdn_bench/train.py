@@ -5,22 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tdn_bench.cli import run_command
+from tdn_bench.cli import begin_run, parse_kind, run_command
+from tdn_bench.cli.config_file import missing_folders
 from tdn_bench.recipes import RECIPES
 from tdn_bench.records import write_record
 from tdn_bench.training.loop import train
 from tdn_bench.training.result import train_record
+from tdn_bench.training.run_state import LOCK
+
+EXAMPLES = (
+    "tdn-bench train demo --data runs/demo/data --output runs/mine",
+    "tdn-bench train sthv2 --data something-something-v2 --init resnet50.pth",
+    "tdn-bench train sthv2 --resume --output runs/sthv2",
+    "torchrun --nproc-per-node 8 -m tdn_bench.train kinetics400 --data k400",
+)
+COMMON = (
+    *("data", "dataset", "manifest", "model", "num_segments", "init", "finetune", "batch_size"),
+    *("epochs", "lr", "output", "resume"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train by a named recipe; every field of the recipe is a flag."""
-    import tyro
+    what = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+    recipes = {name: make() for name, make in RECIPES.items()}
+    name, recipe = parse_kind(recipes, argv, "train", examples=EXAMPLES, common=COMMON, kind="RECIPE", what=what)
+    made = missing_folders(recipe.output)
 
-    configs = {name: ((make.__doc__ or "").splitlines()[0], make()) for name, make in RECIPES.items()}
-    recipe = tyro.extras.overridable_config_cli(
-        configs, args=argv, prog="tdn-bench train", config=(tyro.conf.OmitArgPrefixes,)
-    )
-    result = train(recipe)
+    def begun() -> None:
+        begin_run(recipe.output, f"train {name}", recipe, "config.toml", beside=(LOCK,), made=made)
+
+    result = train(recipe, begun=begun)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"checkpoint: {result.checkpoint}")
         print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")

@@ -8,12 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.errors import printable
+from pipelines.processes import max_workers
 from tdn_bench.cli import parse, run_command
+from tdn_bench.cli.ranges import check_ranges
 from tdn_bench.dataset_tools.encoding import Encoding
 from tdn_bench.dataset_tools.summary import counted
 from tdn_bench.dataset_tools.transcode_folder import plan_folder, transcode_all
 from tdn_bench.dataset_tools.transcoding import Transcoded
 from tdn_bench.errors import UserError
+
+EXAMPLES = (
+    "tdn-bench transcode --data-root something-something-v2 --out sthv2-small",
+    "tdn-bench transcode --data-root UCF-101 --out ucf-vp9 --codec vp9 --limit 20",
+)
+COMMON = ("short_side", "keyframe_spacing", "codec", "crf", "workers", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +45,14 @@ class Transcode:
     limit: int | None = None
     """Only the first so many videos, to try."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, workers=(1, max_workers()), limit=(1, 1_000_000_000))
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Transcode a data set; raises UserError at the end if any video failed."""
-    config = parse(Transcode, argv, "transcode")
-    for name, value in (("workers", config.workers), ("limit", config.limit)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
+    config = parse(Transcode, argv, "transcode", examples=EXAMPLES, common=COMMON)
     plan = plan_folder(config.data_root, config.out, config.encoding, keep_names=config.keep_names, limit=config.limit)
     before = plan.videos - len(plan.jobs)
     print(f"{counted(plan.videos, 'video')}, {before} of them done before; {counted(plan.label_files, 'label file')}")

@@ -59,7 +59,7 @@ class MirrorEngine(EagerEngine):
     clone.insert("engines/registry.py", "from engines.ort import", "from engines.mirror import MirrorEngine\n")
     assert len(clone.changed) == 2
     assert "mirror    ready: fp32" in clone.python("-m", "tdn_bench.doctor", "--device", "cpu")
-    assert ",mirror," in clone.python("-m", "tdn_bench.throughput", "--help").replace("\n", "")
+    assert " mirror," in clone.python("-m", "tdn_bench.throughput", "--help-all")
 
 
 def test_a_data_set_touches_one_place(clone: Clone) -> None:
@@ -82,7 +82,7 @@ from pipelines.annotations import read_dataset
 print(read_dataset("jester", Path(".")).classes)
 for command, *flags in (("train", "demo"), ("evaluate",), ("throughput",), ("prepare",)):
     try:
-        import_module(f"tdn_bench.{command}").main([*flags, "--help"])
+        import_module(f"tdn_bench.{command}").main([*flags, "--help-all"])
     except SystemExit:
         print("end of", command)
 """

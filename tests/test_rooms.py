@@ -25,7 +25,7 @@ ORDER = (
     ("checkpoint",),
     ("models", "records", "dataset_tools"),
     ("tdn_bench",),
-    ("errors",),
+    ("errors", "catalogue"),
     ("pipelines", "engines"),
     ("storage",),
 )

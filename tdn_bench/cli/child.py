@@ -11,12 +11,13 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
+from tdn_bench.cli.logs import inherited
+
 
 def last_error_line(output: IO[bytes]) -> str | None:
-    """The last line that a process wrote to a file and that says something, without the frame that tyro draws around
-    its errors; None where it said nothing."""
+    """The last line that a process wrote to a file and that says something; None where it said nothing."""
     output.seek(0)
-    said = (line.strip(" │╭╮╰╯─") for line in output.read().decode(errors="replace").splitlines())
+    said = (line.strip() for line in output.read().decode(errors="replace").splitlines())
     lines = [line for line in said if line]
     return lines[-1].removeprefix("error: ") if lines else None
 
@@ -49,6 +50,7 @@ class Command:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
+        environment |= inherited()
         self.stderr = ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody empties would stop it at 64 KiB
         its_end, our_end = os.pipe()

@@ -165,6 +165,11 @@ class SourceFlags:
     workers: int | None = None
     """Scanning processes; default: one per core."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_range("workers", self.workers, 1, max_workers())
+        check_range("split", self.split, 1, 3)
+
     def open(self, source: Source) -> Manifest:
         """Read the annotations, saying how, and scan their videos (remembered across runs)."""
         lists = self.train_list, self.val_list
@@ -203,9 +208,13 @@ class LoaderFlags:
     verify_checksums: bool = False
     """Compare every file that is read with the checksum from its scan."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_range("max_bad_share", self.max_bad_share, 0, 1)
+
     def policy(self, log: Path | None = None) -> BadClipPolicy:
         """The flags as the loader takes them; `log` lists the bad clips."""
-        check_range("max_bad_share", self.max_bad_share, 0, 1)
+        self.check()
         return BadClipPolicy(self.on_bad_clip, self.max_bad_share, self.verify_checksums, log)
 
     def open(
@@ -329,6 +338,12 @@ class NetworkFlags:
     """Height and width of the input, in pixels. Default: the checkpoint's, else 224."""
     crop_ratio: float | None = None
     """Share of the short side that the centre crop keeps. Default: the checkpoint's, else 224/256."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that no network takes."""
+        check_range("num_segments", self.num_segments, 1, MAX_SEGMENTS)
+        check_range("size", self.size, *SIZES)
+        check_range("crop_ratio", self.crop_ratio, *CROP_RATIOS)
 
     def resolve(self) -> Network:
         """Fill what was left open. Raises UserError for an unknown network, for a number that none takes, and for a

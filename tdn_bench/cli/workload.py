@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from engines import ENGINES, QUANTISED, EngineSpec, EngineUnavailable, default_precision, why_unavailable
+from engines import (
+    ENGINES,
+    QUANTISED,
+    EngineSpec,
+    EngineUnavailable,
+    default_precision,
+    supported_precisions,
+    why_unavailable,
+)
 from pipelines.clip import ClipSpec
 from pipelines.ledger import OFF, Ledger
 from pipelines.loader import ClipLoader
@@ -52,13 +60,15 @@ class WorkloadFlags:
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     build: BuildFlags = field(default_factory=BuildFlags)
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, batch_size=(1, MAX_BATCH))
+
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
-        check_ranges(self, batch_size=(1, MAX_BATCH))
-        self.data.check()
-        self.build.check()
-        self.loader.policy()
+        for flags in (self, self.data, self.build, self.loader):
+            flags.check()
         if self.engine not in (*ENGINES, "none"):
             raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
         device, precision = self._device(), self.precision
@@ -66,6 +76,9 @@ class WorkloadFlags:
             raise EngineUnavailable(f"engine {self.engine!r} on {device}: {reason}")
         if precision == "auto":
             precision = "fp32" if self.engine == "none" else default_precision(self.engine, str(device))  # type: ignore[assignment]
+        elif self.engine != "none" and precision not in (known := supported_precisions(self.engine, str(device))):
+            what = f"engine {self.engine!r} has no {precision} on {device}"
+            raise EngineUnavailable(f"{what}; choose one of {', '.join(known)} by --precision")
         network = self.network.resolve()
         check_memory("batch_size", self.batch_size, network.clip_spec())
         data = self.data

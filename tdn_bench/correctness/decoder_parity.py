@@ -20,6 +20,7 @@ from pipelines.manifest import Manifest, Videos, as_video
 from pipelines.odd_clips import make_odd_clips
 from pipelines.processes import cores
 from tdn_bench.cli import DataFlags, LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.cli.ranges import MAX_SEED, check_ranges
 from tdn_bench.correctness.decoder_checks import SPEC, Case, check_video
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores, score_differences
@@ -52,6 +53,10 @@ class Decoders:
     GPU where there is one."""
     results: Path | None = None
     """Also write a record to this folder."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, limit=(1, 1_000_000), seed=(0, MAX_SEED))
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,6 @@ def compare_decoders(config: Decoders) -> DecoderParity:
 
 def _open_data(config: Decoders) -> tuple[Manifest | None, Videos | None]:
     """The data set that the flags name, if any, and the videos drawn from it. Raises UserError."""
-    if config.limit < 1:
-        raise UserError(f"--limit {config.limit}: must be at least 1")
     for path in config.videos:
         if not path.exists():
             raise UserError(f"--videos {path}: no such file or folder")

@@ -76,6 +76,10 @@ class Engines:
     results: Path | None = None
     """Also write a record to this folder."""
 
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_ranges(self, batch_size=(1, MAX_BATCH), limit=(1, 1_000_000))
+
 
 @dataclass(frozen=True)
 class EngineResult:
@@ -167,7 +171,7 @@ def _engine_spec(config: Engines, network: Network, precision: str, device: torc
 def open_engine_parity(config: Engines) -> EngineParity:
     """Decide what the flags leave open, read the videos and run the reference. Raises UserError for a flag that cannot
     be, DataError for what is wrong with the data set, CheckpointError, and EngineError for a layer that is none."""
-    check_ranges(config, batch_size=(1, MAX_BATCH), limit=(1, 1_000_000))
+    config.check()
     network, device = config.network.resolve(), pick_device(config.device)
     chosen = choose(config.engines, config.precisions, str(device))
     exact_float32()

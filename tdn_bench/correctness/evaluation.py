@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.clip import ClipBatch
+from pipelines.clip import ClipBatch, ClipSpec
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 
@@ -27,3 +28,14 @@ def score(
     if not ids:
         raise UserError("no video of the split could be decoded; `tdn-bench prepare` names the reasons")
     return Scores(tuple(ids), torch.cat(logits).unflatten(0, (-1, views)), torch.cat(labels))
+
+
+def protocol_of(spec: ClipSpec) -> dict[str, Any]:
+    """What accuracies must have in common to be compared."""
+    return {
+        "clips": spec.num_clips,
+        "crops": spec.num_crops,
+        "segments": spec.num_segments,
+        "size": spec.size,
+        "crop_ratio": spec.crop_ratio if spec.num_crops == 1 else None,
+    }

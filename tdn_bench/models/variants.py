@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tdn_bench.catalogue import did_you_mean
 from tdn_bench.models.network import SegmentNetwork
 from tdn_bench.models.resnet import RESNET50, RESNET101, RESNET_SMALL, Bottleneck, Place, ResNetConfig
 from tdn_bench.models.temporal_difference import (
@@ -232,9 +233,8 @@ def list_models() -> list[str]:
 def find_variant(name: str) -> Variant:
     """The variant that a model's name stands for. Raises ValueError for an unknown name."""
     if name not in _MODELS:
-        raise ValueError(
-            f"unknown model {name!r}; choose one of {', '.join(list_models()[:6])}, … (`tdn-bench list` names all)"
-        )
+        some = f"; choose one of {', '.join(list_models()[:6])}, … (`tdn-bench list` names all)"
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, _MODELS) or some}")
     return VARIANTS[_MODELS[name][0]]
 
 

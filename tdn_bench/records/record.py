@@ -119,10 +119,10 @@ def _command() -> list[str]:
     return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
-def check_folder(flag: str, folder: Path, make: bool = True) -> None:
-    """Make the folder that `flag` (as the user writes it: --results) names, unless `make` is False, and
-    clear it of what killed runs left half written. Raises UserError
-    where no file can be written there: to be known before hours of work, not after."""
+def check_folder(flag: str, folder: Path, make: bool = False) -> None:
+    """Look whether the folder that `flag` (as the user writes it: --results) names can be written, or made; with `make`
+    it is, which a run that is refused then leaves behind. Clear it of what killed runs left half written. Raises
+    UserError where no file can be written there: to be known before hours of work, not after."""
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tdn_bench.cli import flag
@@ -36,6 +37,10 @@ def check(recipe: Recipe) -> None:
         check_folder("--results", recipe.results)
 
 
+def _ascend(epochs: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise((0, *epochs, 10**6)))
+
+
 def _check_numbers(recipe: Recipe) -> None:
     spec, o = recipe.clip_spec(), recipe.optimization
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -49,13 +54,18 @@ def _check_numbers(recipe: Recipe) -> None:
         ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
         ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
         ("epochs", o.epochs, 1 <= o.epochs < 10**6, "at least 1, and below a million"),
-        ("lr", o.lr, 0 < o.lr < math.inf, "above 0 and finite"),
-        ("milestones", o.milestones, all(a < b for a, b in pairwise((0, *o.milestones))), "above 0 and ascending"),
+        ("lr", o.lr, 0 < o.lr <= 1000, "above 0 and at most 1000"),
+        ("milestones", o.milestones, _ascend(o.milestones), "above 0, ascending, and below a million"),
         ("warmup_epochs", o.warmup_epochs, 0 <= o.warmup_epochs <= o.epochs, f"from 0 to --epochs {o.epochs}"),
         ("momentum", o.momentum, 0 <= o.momentum < 1, "from 0 to below 1"),
-        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < math.inf, "at least 0 and finite"),
-        ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm < math.inf, "above 0 and finite"),
-        ("evaluate_every", recipe.evaluate_every, recipe.evaluate_every >= 1, "at least 1"),
+        ("weight_decay", o.weight_decay, 0 <= o.weight_decay <= 1000, "from 0 to 1000"),
+        ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm <= 1e9, "above 0 and at most 1e9"),
+        (
+            "evaluate_every",
+            recipe.evaluate_every,
+            1 <= recipe.evaluate_every <= 10**6,
+            "at least 1, and below a million",
+        ),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "at least 0, and below 2^63"),
     ):
         if not right:

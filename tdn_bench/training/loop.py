@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,14 +53,16 @@ class Run:
     past: Past  # what was done before, where the run was resumed
 
 
-def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
+def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] = lambda: None) -> TrainResult:
     """Train by `recipe`; its output folder gets `last` and `best.safetensors`, `last.pt`, scalars, bad_clips.jsonl.
-    Raises UserError for settings that cannot be, before any data is read; for a folder that holds another run; and
-    where loss or weights come to what nobody can go on from."""
+    `begun` is called, on the first process, once the folder is this run's own, before any data is read. Raises
+    UserError for settings that cannot be, before any data is read; for a folder that holds another run; and where loss
+    or weights come to what nobody can go on from."""
     check(recipe)
     with ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(run_state.claim(recipe))
+            begun()
         ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
         shown = progress and ranks.is_first
         return run_epochs(stack.enter_context(set_up(recipe, device, ranks, shown)), shown)

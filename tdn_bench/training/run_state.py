@@ -68,6 +68,7 @@ def claim(recipe: Recipe) -> Iterator[None]:
     where another process writes there, and where an earlier run lies there and nobody said what becomes of it."""
     folder = recipe.output
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a")
     except OSError as e:
         raise UserError(f"--output {folder}: cannot be locked ({e.strerror}: {LOCK})") from e

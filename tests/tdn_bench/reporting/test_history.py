@@ -118,7 +118,7 @@ def test_mistakes_are_one_line(commits, capsys):
         ("r --figure real_time", "--figure real_time: in no record"),
         ("r --kind train", "there are throughput a"),
         ("r nowhere", "nowhere: no records"),
-        ("", "FOLDER: no records"),
+        ("", "FOLDERS is missing: Folders with records"),
         ("r --figure ms_per_video --out x.foo", "--out x.foo: cannot be written"),
     ):
         assert run_command(main, arguments.split()) == 2
