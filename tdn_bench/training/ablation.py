@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tdn_bench.cli import Command, known_variant, settings_of
+from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_SEED
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
@@ -178,15 +179,17 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
     # a scheduler's SIGTERM ends the trainings too: else they would go on unseen, and a second start beside them
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        while todo or running:
-            while todo and len(running) < parallel:
-                run = todo.pop(0)
-                running[Command("tdn_bench.train", _flags(run, folder, threads, device), threads)] = run
-            for command in [c for c in running if not c.running]:
-                run = running.pop(command)
-                if (error := command.wait()) is not None:
-                    raise UserError(f"training {run.name}: {error}; run the same command to go on")
-            time.sleep(0.2)
+        with progress("Training", len(runs), "networks", done=len(runs) - len(todo)) as advance:
+            while todo or running:
+                while todo and len(running) < parallel:
+                    run = todo.pop(0)
+                    running[Command("tdn_bench.train", _flags(run, folder, threads, device), threads)] = run
+                for command in [c for c in running if not c.running]:
+                    run = running.pop(command)
+                    if (error := command.wait()) is not None:
+                        raise UserError(f"training {run.name}: {error}; run the same command to go on")
+                    advance(1)
+                time.sleep(0.2)
     finally:
         for command in running:
             command.stop()

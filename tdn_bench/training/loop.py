@@ -19,6 +19,7 @@ from pipelines.annotations import flip_labels
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
+from pipelines.progress import progress as show_progress
 from tdn_bench.checkpoint import load_backbone, load_checkpoint, load_imagenet
 from tdn_bench.cli import pick_device
 from tdn_bench.correctness.evaluation import score
@@ -30,7 +31,7 @@ from tdn_bench.recipes import Recipe
 from tdn_bench.training import run_state
 from tdn_bench.training.checks import check
 from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
-from tdn_bench.training.progress import Progress, progress_bar
+from tdn_bench.training.progress import Progress
 from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult
 from tdn_bench.training.run_state import Past
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
@@ -165,7 +166,7 @@ def run_epochs(run: Run, progress: bool) -> TrainResult:
         run_state.check_sound(run.network, epoch)
         training.bad_clips.join(bad_clip_reasons(training, ranks))
         if number + 1 == epochs or (number + 1) % recipe.evaluate_every == 0:
-            scores = validate(run)
+            scores = validate(run, progress)
             validation.bad_clips.join(bad_clip_reasons(validation, ranks))
             epoch = replace(epoch, top1=scores.top(1), top5=scores.top(5))
         past.history.append(epoch)
@@ -174,7 +175,7 @@ def run_epochs(run: Run, progress: bool) -> TrainResult:
             run_state.save(recipe, run.step, run.network, past)
             screen.report(epoch, breakdown)
     if scores is None:  # resumed after the last epoch
-        scores = validate(run)
+        scores = validate(run, progress)
         validation.bad_clips.join(bad_clip_reasons(validation, ranks))
         _note_bad_clips(run)
     screen.close()
@@ -220,7 +221,7 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
     clips, done, waited_before, ledger = 0, 0, loader.wait_s, loader.ledger
     ledger.start()
     lane, start = ledger.lane(), time.perf_counter()
-    with progress_bar(progress, f"epoch {number + 1}", steps) as advance:
+    with show_progress(f"Epoch {number + 1}", steps, "steps", shown=progress, still=True) as advance:
         for batch in loader.epoch(number):
             begun, what = time.perf_counter(), f"step {done}"
             with ledger.on_device("train", what, wait=False):
@@ -233,9 +234,8 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
             now = time.perf_counter()
             lane.add("train", begun, now, what)
             elapsed = now - start
-            advance(
-                f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data"
-            )
+            waiting = (loader.wait_s - waited_before) / elapsed
+            advance(1, f"{clips / elapsed:.1f} clips/s, {waiting:.0%} waiting for data")
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
     seconds = time.perf_counter() - start
     ledger.stop()
@@ -243,14 +243,18 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
     return Epoch(number + 1, loss, clips / seconds, wait_share, seconds, stand_ins=0), break_down(ledger)
 
 
-def validate(run: Run) -> Scores:
+def validate(run: Run, shown: bool = False) -> Scores:
     """Score the validation split; with several processes each scores its part and all get the whole."""
     run.classifier.eval()
     loader = run.validation
     part: Scores | None = None
     if len(loader):  # with more processes than videos some have none
-        with torch.inference_mode(), autocast(run.step.precision, loader.device):
-            part = score(run.classifier, loader.epoch())
+        with (
+            torch.inference_mode(),
+            autocast(run.step.precision, loader.device),
+            show_progress("Validating", len(loader.videos) // run.ranks.world_size, shown=shown) as advance,
+        ):
+            part = score(run.classifier, loader.epoch(), done=lambda batch, part: advance(len(part.ids)))
     parts = [p for p in gather(part, run.ranks) if p is not None]
     logits = torch.cat([p.logits for p in parts])
     if not logits.isfinite().all():

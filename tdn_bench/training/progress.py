@@ -1,10 +1,7 @@
-"""What a person sees of training: a bar, a line an epoch, and TensorBoard's scalars."""
+"""What a person sees of training: a line an epoch, and TensorBoard's scalars."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tdn_bench.measurement.time_breakdown import TimeBreakdown
@@ -56,20 +53,3 @@ class Progress:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-@contextmanager
-def progress_bar(enabled: bool, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar; the yielded function advances it by one with a note."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=not enabled or not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda note: bar.update(task, advance=1, note=note)
