@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, overload
@@ -126,12 +126,14 @@ class Videos(Sequence[Video]):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: its classes, and an Arrow table with a row a video; `root` is absolute, paths below it relative."""
+    """A data set: its classes, and an Arrow table with a row a video; `root` is absolute, paths below it relative.
+    `whole` says how many videos each split has, where only a part was taken (`pipelines.limiting`)."""
 
     name: str
     classes: tuple[str, ...]
     root: Path
     table: pa.Table
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, classes: tuple[str, ...], videos: Iterable[Video], root: Path = Path("/")) -> Self:

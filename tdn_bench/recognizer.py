@@ -25,6 +25,7 @@ from pipelines.scan import as_video
 from pipelines.video import OK, Video
 from tdn_bench.checkpoint import CheckpointError, known_classes, read_metadata
 from tdn_bench.cli import BuildFlags, Network, NetworkFlags, pick_device
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.models import FrameClassifier
 
 # Clips, crops, size in pixels (None: the network's): the paper's protocols, Sec. 4.1.
@@ -54,7 +55,7 @@ def load_trained(
 
     Raises CheckpointError for a file that is not whole or names no classes, UserError for flags that cannot be.
     """
-    path = Path(checkpoint)
+    path = local_checkpoint(checkpoint)
     classes = known_classes(read_metadata(path), path)
     if classes is None:
         raise CheckpointError(f"{path}: names no classes; only a checkpoint that `tdn-bench train` wrote does")
@@ -132,7 +133,7 @@ def load_recognizer(
     """A recognizer from a checkpoint: network, T, size, crop and class names come from the file's own notes.
 
     Args:
-        checkpoint: what `tdn-bench train` wrote (.safetensors).
+        checkpoint: what `tdn-bench train` wrote (.safetensors); or hf-hub:user/repo, local-dir:PATH (`tdn-bench push`).
         engine: one of `engines.ENGINES`.
         precision: of the engine's arithmetic; auto is fp32 on a CPU, fp16 on a GPU.
         views: 1, a centred clip; or 30, ten clips × three crops of 256 pixels, averaged (the paper's Kinetics).

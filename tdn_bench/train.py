@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tdn_bench.cli import run_command
 from tdn_bench.recipes import RECIPES
-from tdn_bench.records import write_record
+from tdn_bench.records import part_lines, write_record
 from tdn_bench.training.loop import train
 from tdn_bench.training.result import train_record
 
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = train(recipe)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"checkpoint: {result.checkpoint}")
-        print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")
+        record = train_record(recipe, result)
+        print(*part_lines(record), f"record: {write_record(record, recipe.results or recipe.output)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ORDER = (
     ("correctness",),
     ("recipes", "recognizer"),
     ("cli",),
+    ("hub",),
     ("checkpoint",),
     ("models", "records", "dataset_tools"),
     ("tdn_bench",),

@@ -18,7 +18,7 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Videos
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli.device import pick_device
-from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, check_memory
+from tdn_bench.cli.flags import BuildFlags, DataFlags, LimitFlags, LoaderFlags, Network, NetworkFlags, check_memory
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.errors import UserError
 
@@ -49,6 +49,7 @@ class WorkloadFlags:
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     data: DataFlags = field(default_factory=DataFlags)
+    part: LimitFlags = field(default_factory=LimitFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     build: BuildFlags = field(default_factory=BuildFlags)
 
@@ -57,6 +58,7 @@ class WorkloadFlags:
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
         check_ranges(self, batch_size=(1, MAX_BATCH))
         self.data.check()
+        self.part.check()
         self.build.check()
         self.loader.policy()
         if self.engine not in (*ENGINES, "none"):
@@ -82,6 +84,7 @@ class WorkloadFlags:
             device=device,
             network=network,
             data=data,
+            part=self.part,
             loader=self.loader,
             build=self.build,
         )
@@ -103,12 +106,17 @@ class Workload:
     device: torch.device
     network: Network
     data: DataFlags
+    part: LimitFlags
     loader: LoaderFlags
     build: BuildFlags
 
     def clip_spec(self) -> ClipSpec:
         """The clips that the network reads."""
         return self.network.clip_spec()
+
+    def open_data(self, progress: bool = True) -> Manifest:
+        """The videos."""
+        return self.data.open(progress, self.part.limit)
 
     def engine_spec(self) -> EngineSpec:
         """What the engine is built for."""

@@ -111,7 +111,7 @@ class Service:
 @contextmanager
 def open_service(workload: Workload, goal: Goal, *, seed: int, batch_wait_s: float, trace: bool) -> Iterator[Service]:
     """Build the workload's engine, and hold it against eager fp32 on the first clips of the split."""
-    manifest = workload.data.open()
+    manifest = workload.open_data()
     videos = manifest.split(workload.subset)
     loader = workload.open_loader(videos, Ledger(workload.device, trace=trace))
     with loader, open_engine(workload, loader, manifest) as (engine, comparison):

@@ -235,7 +235,7 @@ def measure(config: Throughput) -> Record:
     """Check, warm up, measure; return the record (not yet written). Raises UserError for flags that cannot be."""
     config.check()
     workload = config.workload.resolve()
-    manifest = workload.data.open()
+    manifest = workload.open_data()
     ledger = Ledger(workload.device, trace=config.output.trace is not None)
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {}

@@ -160,6 +160,8 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
     would give finished runs new names, and train them again."""
     settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
     deciding = {name: value for name, value in settings.items() if name not in _NOT_IN_A_NAME}
+    if deciding["limit"] is None:  # so that runs of before there was a limit keep their names
+        del deciding["limit"]
     return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
 

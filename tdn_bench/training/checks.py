@@ -40,6 +40,7 @@ def _check_numbers(recipe: Recipe) -> None:
     spec, o = recipe.clip_spec(), recipe.optimization
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     recipe.data.check()
+    recipe.part.check()
     # every comparison is false of NaN
     for name, value, right, words in (
         ("num_segments", spec.num_segments, 1 <= spec.num_segments <= MAX_SEGMENTS, f"from 1 to {MAX_SEGMENTS}"),

@@ -75,7 +75,7 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
     state = run_state.read(recipe.output) if recipe.resume else None
     if state is not None:  # here already: reading the data may take hours
         run_state.compare(state, settings, recipe.allow_changes)
-    manifest = open_data(recipe.data, ranks, progress)
+    manifest = open_data(recipe.data, ranks, progress, recipe.part.limit)
     network = start_network(recipe, manifest.classes)
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None

@@ -251,7 +251,7 @@ def test_other_classes_and_poisoned_weights_are_refused(named, tmp_path, capsys)
 
 
 def test_a_permutation_of_the_labels_is_told_and_noted(named, tmp_path, capsys, monkeypatch):
-    def shifted(classify, batches, views, batch_size):
+    def shifted(classify, batches, views, batch_size, **_):
         labels = torch.arange(8).repeat(4)
         logits = torch.nn.functional.one_hot((labels + 1) % 8, 8).float()[:, None]
         return Scores(tuple(map(str, range(32))), logits, labels)
