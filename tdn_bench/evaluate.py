@@ -142,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out = f" ({len(bad_clips)} of {len(videos)} could not be used)" if bad_clips else ""
     views = f", {spec.num_views} views each" if spec.num_views > 1 else ""
     name = printable(f"{network.model} on {manifest.name}/{config.subset}")
-    count = f"{len(scores.ids)}{f' of {manifest.whole[config.subset]:,}' if manifest.whole else ''}"
+    all_of_it = manifest.whole.get(config.subset, len(videos))
+    count = f"{len(scores.ids)}{f' of {all_of_it:,}' if len(videos) < all_of_it else ''}"
     print(f"{name}: {count} videos{left_out}{views}, {scores}")
     for path, reason in bad_clips.items():
         print(f"  not used: {printable(path)}: {printable(reason)}")

@@ -93,6 +93,8 @@ class Recipe:
     """Folder for checkpoints, scalars, the list of bad clips and the record."""
     results: Path | None = None
     """Folder for the record; default: the output folder."""
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """Also log settings, scalars and the final record to this experiment tracker, if it is installed."""
     resume: bool = False
     """Continue from the last finished epoch in the output folder, with the settings of its run."""
     allow_changes: tuple[str, ...] = ()

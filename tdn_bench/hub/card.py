@@ -16,25 +16,23 @@ from tdn_bench.records import Record, machine_text
 from tdn_bench.records.tables import markdown_code, markdown_table, markdown_text
 
 # Settings of a training that a reader may want; places on somebody's disk are none.
-RECIPE = tuple(
-    [
-        "batch_size",
-        "epochs",
-        "lr",
-        "schedule",
-        "milestones",
-        "warmup_epochs",
-        "momentum",
-        "weight_decay",
-        "clip_gradient_norm",
-        "dropout",
-        "crop_scales",
-        "precision",
-        "seed",
-        "init",
-        "checkpoint",
-        "finetune",
-    ]
+RECIPE = (
+    "batch_size",
+    "epochs",
+    "lr",
+    "schedule",
+    "milestones",
+    "warmup_epochs",
+    "momentum",
+    "weight_decay",
+    "clip_gradient_norm",
+    "dropout",
+    "crop_scales",
+    "precision",
+    "seed",
+    "init",
+    "checkpoint",
+    "finetune",
 )
 
 
@@ -126,7 +124,7 @@ def _about(name: str, repo: str, config: ModelConfig) -> list[str]:
     return [
         f"# {markdown_text(name)}",
         f"`{config.model}` for {len(config.classes)} classes, {config.num_segments} segments of {config.size}² pixels. "
-        "Weights of [tdn_bench](https://arxiv.org/abs/2012.10071); `config.json` names the classes.",
+        "Trained with tdn_bench; `config.json` names the classes.",
         "## Use",
         f'```python\nfrom tdn_bench import load_recognizer\n\nrecognize = load_recognizer("hf-hub:{repo}")\n'
         'recognize("clip.mp4").top(5)\n```',

@@ -56,7 +56,8 @@ def fetch(repo: str) -> Path:
 def hub_library() -> Any:
     """huggingface_hub. Raises UserError where it is not installed."""
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.utils
     except ImportError as e:
         raise UserError(f"the Hugging Face Hub needs huggingface_hub ({e}): pip install huggingface_hub") from e
     if not sys.stderr.isatty():

@@ -12,6 +12,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
+from tdn_bench.training.trackers import check_tracker
 
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
 
@@ -30,6 +31,7 @@ def check(recipe: Recipe) -> None:
     if recipe.resume and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     run_state.check_allowed(recipe)
+    check_tracker(recipe.track)
     check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:

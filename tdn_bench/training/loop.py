@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from tdn_bench.training import run_state
 from tdn_bench.training.checks import check
 from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
 from tdn_bench.training.progress import Progress
-from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult
+from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult, train_record
 from tdn_bench.training.run_state import Past
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
 
@@ -64,7 +64,12 @@ def train(recipe: Recipe, *, progress: bool = True) -> TrainResult:
             stack.enter_context(run_state.claim(recipe))
         ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
         shown = progress and ranks.is_first
-        return run_epochs(stack.enter_context(set_up(recipe, device, ranks, shown)), shown)
+        run = stack.enter_context(set_up(recipe, device, ranks, shown))
+        screen = stack.enter_context(closing(Progress(recipe, ranks.is_first, run.past.history)))
+        result = run_epochs(run, screen, shown)
+        if ranks.is_first and recipe.track is not None:
+            screen.finish(train_record(recipe, result))
+        return result
 
 
 @contextmanager
@@ -150,11 +155,10 @@ def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks:
     return classifier
 
 
-def run_epochs(run: Run, progress: bool) -> TrainResult:
+def run_epochs(run: Run, screen: Progress, progress: bool) -> TrainResult:
     """Train the epochs that are left, validate, save."""
     recipe, ranks, training, validation = run.recipe, run.ranks, run.training, run.validation
     past = run.past
-    screen = Progress(recipe, ranks.is_first, len(past.history))
     breakdown, scores = None, None
     epochs = recipe.optimization.epochs
     for number in range(len(past.history), epochs):
@@ -178,7 +182,6 @@ def run_epochs(run: Run, progress: bool) -> TrainResult:
         scores = validate(run, progress)
         validation.bad_clips.join(bad_clip_reasons(validation, ranks))
         _note_bad_clips(run)
-    screen.close()
     bad, bad_in_validation = (
         {run.manifest.videos.locate(path): reason for path, reason in past.bad_clips[split].items()}
         for split in ("train", "validation")
