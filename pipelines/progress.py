@@ -61,7 +61,7 @@ class Pace:
 
     def count(self) -> str:
         """`1,200 of 24,777 videos`; nothing where there is nothing to count."""
-        of = "" if self.total is None else f" of {self.total:,.0f}"
+        of = "" if self.total is None else f" of {max(self.total, self.done):,.0f}"
         return f"{self.done:,.0f}{of} {self.unit}" if self.unit else ""
 
     def left(self) -> str:

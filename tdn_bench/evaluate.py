@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.scores is not None:
         check_target(config.scores)
     if config.results is not None:
-        check_folder("--results", config.results)
+        check_folder("--results", config.results, make=False)
     config.part.check()
     (network, spec), device = config.resolve(), pick_device(config.device)
     manifest = counted_once(config.data.open(limit=config.part.limit), [config.subset])  # repeats of train, too

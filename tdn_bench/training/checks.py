@@ -9,6 +9,7 @@ from itertools import pairwise
 from tdn_bench.cli import flag
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
@@ -26,7 +27,7 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
     for name in starts:
         file = getattr(recipe.start, name)
-        if not recipe.resume and not file.is_file():
+        if not recipe.resume and not local_checkpoint(file).is_file():
             raise UserError(f"{flag(name)} {file}: no such checkpoint file")
     if recipe.resume and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")

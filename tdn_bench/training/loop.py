@@ -25,6 +25,7 @@ from tdn_bench.cli import pick_device
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
@@ -136,11 +137,11 @@ def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
     if recipe.start.init is not None:
         load_imagenet(network, recipe.start.init)
     if recipe.start.checkpoint is not None:
-        report = load_checkpoint(network, recipe.start.checkpoint, classes)
+        report = load_checkpoint(network, local_checkpoint(recipe.start.checkpoint), classes)
         if report.class_note is not None and os.environ.get("RANK", "0") == "0":
             print(report.class_note, file=sys.stderr)
     if recipe.start.finetune is not None:
-        load_backbone(network, recipe.start.finetune)
+        load_backbone(network, local_checkpoint(recipe.start.finetune))
     return network
 
 

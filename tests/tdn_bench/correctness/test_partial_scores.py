@@ -76,8 +76,10 @@ def test_it_goes_on_to_the_same_bits(flags, capsys):
     assert not Path("part").exists()
     interrupted([*flags, "--scores", "part"], 2)
     assert "going on with 3 of 8 videos from part.partial" in capsys.readouterr().err
-    assert run_command(main, [*flags, "--scores", "part"]) == 0
+    interrupted([*flags, "--scores", "part"], 3)  # after the last video, before anything is written
     assert "going on with 5 of 8 videos" in capsys.readouterr().err
+    assert run_command(main, [*flags, "--scores", "part"]) == 0
+    assert "going on with 8 of 8 videos" in capsys.readouterr().err
     assert_same("whole", "part")
     assert not Path("part.partial").exists()
     assert run_command(main, [*flags, "--scores", "part"]) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.flags import configure
 from support.paths import ROOT
 
 from tdn_bench import load_recognizer
@@ -23,7 +24,10 @@ from tdn_bench.hub.folder import ModelConfig
 from tdn_bench.models import create_model
 from tdn_bench.pull import main as pull
 from tdn_bench.push import main as push
+from tdn_bench.recipes import demo
 from tdn_bench.records import make_record, read_record, write_record
+from tdn_bench.training.checks import check
+from tdn_bench.training.loop import start_network
 
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
 
@@ -308,6 +312,15 @@ def test_without_the_library(checkpoint, monkeypatch, capsys):
 )
 def test_cards_name_no_folders_of_a_disk(word, shown):
     assert without_place(word) == shown
+
+
+def test_training_starts_from_a_name(folder, motion_data, tmp_path):
+    recipe = configure(demo(), data=motion_data, output=tmp_path / "run", device="cpu", workers=1)
+    check(named := configure(recipe, finetune=Path(f"local-dir:{folder}")))
+    network, wanted = start_network(named, ["a", "b", "c"]).state_dict(), read_tensors(folder / "model.safetensors")[0]
+    assert all(torch.equal(network[n], wanted[n]) for n in network if not n.startswith("classifier."))
+    with pytest.raises(UserError, match="local-dir:nowhere: no such folder"):
+        check(configure(recipe, checkpoint=Path("local-dir:nowhere")))
 
 
 def test_torch_hub(folder, checkpoint):
