@@ -173,15 +173,22 @@ class ClipLoader:
             video, self.spec, seed=self.seed, epoch=epoch, position=position, flipped_labels=self.flipped_labels
         )
 
-    def epoch(self, epoch: int = 0, *, passes: int = 1) -> Iterator[ClipBatch]:
-        """Yield the batches of an epoch; of `passes` epochs, from `epoch` on, as if they were one long one.
+    def paths(self, first: int, last: int) -> list[str]:
+        """Where the videos lie that an evaluation's batches from number `first` to before `last` are made of."""
+        positions = self._shard(0)[first * self.batch_size : last * self.batch_size]
+        return [self.videos.locate(path) for path in self.videos.values("path", positions)]
+
+    def epoch(self, epoch: int = 0, *, passes: int = 1, first_batch: int = 0) -> Iterator[ClipBatch]:
+        """Yield the batches of an epoch; of `passes` epochs, from `epoch` on, as if they were one long one. Those
+        before number `first_batch` are left out, and the others are as they would be.
 
         Raises DataError where none of the videos can be decoded, and where the policy says that bad clips end the run.
         """
         shards = {e: self._shard(e) for e in range(epoch, epoch + passes)}
-        visits = ((p, e) for e, positions in shards.items() for p in positions.tolist())
+        every = ((p, e) for e, positions in shards.items() for p in positions.tolist())
+        visits = islice(every, first_batch * self.batch_size, None)
         pending: deque[Future[ClipBatch | None]] = deque()
-        numbers = count()
+        numbers = count(first_batch)
         handed = 0
 
         def begin_next() -> None:
@@ -210,7 +217,7 @@ class ClipLoader:
             finally:
                 for future in pending:
                     future.cancel()
-        if not handed and (total := sum(map(len, shards.values()))):
+        if not handed and not first_batch and (total := sum(map(len, shards.values()))):
             path, reason = next(iter(self.bad_clips.reasons.items()))
             raise DataError(f"none of {total} videos could be decoded, first {path}: {reason}")
 
@@ -220,7 +227,7 @@ class ClipLoader:
         lane.begin(f"batch {number}")
         try:
             with self._own_stream():
-                return self._fill(places)
+                return self._fill(places, number)
         finally:
             lane.end()
 
@@ -263,7 +270,7 @@ class ClipLoader:
                 self.bad_clips.check_share()
         return [None if isinstance(clip, BadClip) else clip for clip in clips]
 
-    def _fill(self, places: list[Place]) -> ClipBatch | None:
+    def _fill(self, places: list[Place], number: int) -> ClipBatch | None:
         """Decode a batch. In training a replacement sample takes a bad clip's place, and another one its own where it
         is bad, too."""
         lane = self.ledger.lane()
@@ -286,13 +293,13 @@ class ClipLoader:
                 f"{MAX_REPLACEMENTS} replacement samples in a row for one bad clip are bad, too; "
                 "run `tdn-bench prepare` again"
             )
-        return self._collate([done[i] for i in sorted(done)]) if done else None
+        return self._collate([done[i] for i in sorted(done)], number) if done else None
 
     def _replacement(self, position: int, epoch: int, attempt: int) -> Place:
         drawn = replacement(len(self._positions), seed=self.seed, epoch=epoch, position=position, attempt=attempt)
         return int(self._positions[drawn]), epoch
 
-    def _collate(self, clips: list[tuple[ClipPlan, Tensor]]) -> ClipBatch:
+    def _collate(self, clips: list[tuple[ClipPlan, Tensor]], number: int) -> ClipBatch:
         views = self.spec.num_views
         frames = torch.cat([clip for _, clip in clips]).unflatten(0, (-1, self.spec.num_segments))
         if frames.device.type != self.device.type:
@@ -303,7 +310,7 @@ class ClipLoader:
         labels = torch.tensor([plan.label for plan, _ in clips for _ in range(views)], device=self.device)
         ids = tuple(plan.video.id for plan, _ in clips for _ in range(views))
         self.ledger.lane().lap("copy")
-        return ClipBatch(frames, labels, ids)
+        return ClipBatch(frames, labels, ids, number)
 
     def close(self) -> None:
         """End the decoder's threads; `with` does it too."""

@@ -11,11 +11,10 @@ import json
 import math
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, overload
@@ -28,6 +27,7 @@ from pipelines.annotations import Annotations
 from pipelines.errors import DataError
 from pipelines.files import clear_debris, whole_file
 from pipelines.processes import cores, map_in_processes
+from pipelines.progress import tracked
 from pipelines.reading import Level
 from pipelines.scan import as_video as as_video
 from pipelines.scan import checksum as checksum
@@ -127,12 +127,14 @@ class Videos(Sequence[Video]):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: its classes, and an Arrow table with a row a video; `root` is absolute, paths below it relative."""
+    """A data set: its classes, and an Arrow table with a row a video; `root` is absolute, paths below it relative.
+    `whole` says how many videos each split has, where only a part was taken (`pipelines.limiting`)."""
 
     name: str
     classes: tuple[str, ...]
     root: Path
     table: pa.Table
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, classes: tuple[str, ...], videos: Iterable[Video], root: Path = Path("/")) -> Self:
@@ -240,7 +242,7 @@ def build_manifest(
         annotations: What `read_dataset` or `read_lists` returns.
         cache: File that remembers what was scanned, across runs and where one is interrupted; see `default_cache`.
         workers: Processes; by default one for each processor that this process may use.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show on stderr how far the scan has come.
         level: How much of each video is decoded, see `pipelines.reading.find_frames`.
 
     Raises:
@@ -294,18 +296,15 @@ def _cache_errors(cache: Path | None) -> Iterator[None]:
 
 
 def _scan(paths: list[str], workers: int, progress: bool, level: Level) -> Iterable[tuple[str, VideoFile]]:
-    from rich.progress import track
-
     scan = partial(scan_file, level=level)
-    label, progress = "Scanning videos", progress and sys.stderr.isatty()
     if len(paths) < 64:  # starting processes would take longer
         results: Iterable[VideoFile] = map(scan, paths)
-        yield from track(zip(paths, results, strict=True), label, len(paths), disable=not progress)
+        yield from tracked(zip(paths, results, strict=True), "Scanning", len(paths), shown=progress)
         return
     results = map_in_processes(scan, paths, workers, chunksize=16)
     done = 0
     try:
-        for row in track(zip(paths, results, strict=True), label, len(paths), disable=not progress):
+        for row in tracked(zip(paths, results, strict=True), "Scanning", len(paths), shown=progress):
             yield row
             done += 1
     except BrokenProcessPool as e:

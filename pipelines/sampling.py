@@ -28,6 +28,12 @@ def evenly_spaced(items: Items, most: int) -> Items:
     return items[:: max(1, len(items) // most)][:most]
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """int64 indices of at most `most` (1 or more) of `count` items, spread over all of them: the first is 0, and the
+    ends of the list are as near as the middle. (`evenly_spaced` leaves out the end where `most` does not divide.)"""
+    return np.arange(count) if count <= most else np.arange(most) * count // most
+
+
 def center_frame_indices(
     num_frames: int, num_segments: int, frames_per_segment: int = FRAMES_PER_SEGMENT
 ) -> np.ndarray:

@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from rich.progress import track
 
 from pipelines.annotations import VIDEO_FOLDER
 from pipelines.errors import DataError, printable
 from pipelines.files import clear_debris, read_regular, write_whole
 from pipelines.label_files import class_name
 from pipelines.processes import cores, map_in_processes, max_workers
+from pipelines.progress import tracked
 
 TEMPLATES = (
     "Moving [something] away from the camera",
@@ -402,7 +402,7 @@ def make_dataset(
     write = partial(_write_clip, folder, seed)
     done = map_in_processes(write, missing, workers, chunksize=4)
     try:
-        for _ in track(done, "Rendering clips", total=len(missing), disable=not progress):
+        for _ in tracked(done, "Rendering", len(missing), shown=progress):
             pass
     except BrokenProcessPool as error:
         raise DataError(

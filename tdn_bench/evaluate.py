@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from pipelines.clip import ClipSpec
+from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import printable
-from pipelines.loader import ClipLoader
-from pipelines.manifest import Manifest
-from tdn_bench.cli import DataFlags, LoaderFlags, Network, NetworkFlags, parse, pick_device, run_command, settings_of
+from tdn_bench.cli import (
+    DataFlags,
+    LimitFlags,
+    LoaderFlags,
+    Network,
+    NetworkFlags,
+    parse,
+    pick_device,
+    run_command,
+    settings_of,
+)
 from tdn_bench.cli.config_file import begin_run
 from tdn_bench.cli.flags import counted_once
+from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
-from tdn_bench.correctness.evaluation import protocol_of, score
+from tdn_bench.correctness.evaluation import evaluation_record, protocol_of, score
 from tdn_bench.correctness.label_order import find_permutation
+from tdn_bench.correctness.partial_scores import PartialScores, evaluation_key, partial_file
 from tdn_bench.correctness.scores import Scores, check_target, per_class_lines
 from tdn_bench.errors import UserError
-from tdn_bench.records import Record, check_folder, make_record, write_record
+from tdn_bench.records import check_folder, write_record
 
 EXAMPLES = (
     "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
-    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --per-class",
+    "tdn-bench evaluate --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data --limit 32 --per-class",
     "tdn-bench evaluate --checkpoint k400.pth.tar --dataset kinetics400 --data k400 --protocol thirty-view",
 )
 COMMON = (
     *("checkpoint", "data", "dataset", "manifest", "subset", "protocol"),
-    *("batch_size", "device", "per_class", "scores", "results"),
+    *("limit", "device", "per_class", "scores", "results"),
 )
 
 # The paper's: clips, crops, size in pixels (None: the checkpoint's).
@@ -45,6 +55,7 @@ class Evaluate:
 
     network: NetworkFlags = field(default_factory=NetworkFlags)
     data: DataFlags = field(default_factory=DataFlags)
+    part: LimitFlags = field(default_factory=LimitFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     subset: Literal["train", "validation", "test"] = "validation"
     """Which videos."""
@@ -64,6 +75,8 @@ class Evaluate:
     """Also print the accuracy of every class, worst first."""
     scores: Path | None = None
     """Also write the raw scores of every video and view to this file, for `tdn-bench scores`."""
+    fresh: bool = False
+    """Begin anew where the same evaluation was interrupted before. Else it goes on with the scores kept then."""
     results: Path | None = None
     """Also write a record to this folder."""
 
@@ -90,11 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.scores is not None:
         check_target(config.scores)
     if config.results is not None:
-        check_folder("--results", config.results)
+        check_folder("--results", config.results, make=False)
+    config.part.check()
     (network, spec), device = config.resolve(), pick_device(config.device)
     if config.results is not None:
         begin_run(config.results, "evaluate", config)
-    manifest = counted_once(config.data.open(), [config.subset])  # repeats of train, too
+    manifest = counted_once(config.data.open(limit=config.part.limit), [config.subset])  # repeats of train, too
     videos = manifest.split(config.subset)
     if not videos:
         raise UserError(f"--subset {config.subset}: {manifest.name} has no such videos")
@@ -104,7 +118,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.inference_mode(),
         config.loader.open(videos, spec, videos_at_once, device=device, workers=config.data.workers) as loader,
     ):
-        scores = score(classifier, loader.epoch(), spec.num_views, config.batch_size)
+        key = evaluation_key(network, manifest, config.subset, loader, config.batch_size)
+        kept = PartialScores(partial_file(config.scores, key), key, loader, fresh=config.fresh)
+        if kept.note is not None:
+            print(kept.note, file=sys.stderr)
+        with kept, progress("Evaluating", len(videos), done=kept.done) as advance:
+
+            def done(batch: ClipBatch, part: Scores) -> None:
+                kept.add(batch, part)
+                advance(len(part.ids))
+
+            rest = loader.epoch(first_batch=kept.next_batch)
+            scores = score(classifier, rest, spec.num_views, config.batch_size, before=kept.parts, done=done)
+    if not scores.logits.isfinite().all():
+        kept.remove()  # whoever goes on with it comes to the same
     scores.check_finite(checkpoint)
     permutation = find_permutation(scores)
     # written before anything is said: a closed pipe must not cost the run
@@ -117,13 +144,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.results is not None:
         matched = network.class_details(manifest.classes)
         permuted = {} if permutation is None else {"label_permutation": asdict(permutation)}
-        record = _record(config, network, manifest, loader, scores, matched | permuted)
+        settings = settings_of(config) | settings_of(network) | {"clips": spec.num_clips, "crops": spec.num_crops}
+        notes = {"checkpoint_sha256": key["checkpoint"], **matched, **permuted}
+        record = evaluation_record(settings, manifest, config.subset, loader, scores, notes)
         written.append(f"record: {write_record(record, config.results)}")
+    kept.remove()
     bad_clips = loader.bad_clips.reasons
     left_out = f" ({len(bad_clips)} of {len(videos)} could not be used)" if bad_clips else ""
     views = f", {spec.num_views} views each" if spec.num_views > 1 else ""
     name = printable(f"{network.model} on {manifest.name}/{config.subset}")
-    print(f"{name}: {len(scores.ids)} videos{left_out}{views}, {scores}")
+    all_of_it = manifest.whole.get(config.subset, len(videos))
+    count = f"{len(scores.ids)}{f' of {all_of_it:,}' if len(videos) < all_of_it else ''}"
+    print(f"{name}: {count} videos{left_out}{views}, {scores}")
     for path, reason in bad_clips.items():
         print(f"  not used: {printable(path)}: {printable(reason)}")
     if permutation is not None:
@@ -132,33 +164,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in per_class_lines(scores, manifest.classes):
             print(printable(line))
     print(*written, sep="\n", end="\n" if written else "")
-
-
-def _record(
-    config: Evaluate, network: Network, manifest: Manifest, loader: ClipLoader, scores: Scores, notes: Mapping[str, Any]
-) -> Record:
-    """The run as a record: accuracies, what each class was taken for, the videos left out, and `notes`."""
-    spec, bad_clips = loader.spec, loader.bad_clips.reasons
-    parts = (network.model, f"{spec.num_segments}f", manifest.name, config.subset, f"{spec.num_views}-view")
-    rows = zip(manifest.classes, *(column.tolist() for column in scores.per_class()), strict=True)
-    settings = settings_of(config) | settings_of(network) | {"clips": spec.num_clips, "crops": spec.num_crops}
-    return make_record(
-        "evaluate",
-        "-".join(map(str, parts)),
-        figures=scores.figures() | {"bad_clips": len(bad_clips)},
-        samples={},
-        settings=settings | {"backend": loader.decoder.name},
-        device=loader.device,
-        manifest=manifest,
-        details={
-            "protocol": protocol_of(spec),
-            "confusion": scores.confusion().tolist(),
-            "classes": list(manifest.classes),
-            "per_class": {name: {"videos": n, "top1_percent": percent} for name, n, percent in rows if n},
-            "bad_clips": bad_clips,
-            **notes,
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 from engines import EngineError
 from pipelines.odd_clips import skipped_cases
 from tdn_bench.cli import NetworkFlags, begin_run, parse_kind, run_command, settings_of
+from tdn_bench.cli.progress import tracked
 from tdn_bench.correctness.decoder_parity import DecoderParity, Decoders, compare_decoders, compare_predictions
 from tdn_bench.correctness.decoder_report import details_of, figures_of, report_lines
 from tdn_bench.correctness.engine_parity import TABLE_HEAD, EngineParity, Engines, open_engine_parity
@@ -64,7 +65,7 @@ def run_engines(config: Engines) -> bool:
     print(f"{parity.headline()}\n{TABLE_HEAD}", flush=True)
     figures: dict[str, dict[str, Any]] = {"eager-fp32": parity.accuracy}
     wrong = []
-    for name, precision in parity.chosen:
+    for name, precision in tracked(parity.chosen, "Comparing", len(parity.chosen), "engines and precisions"):
         try:
             result = parity.compare(name, precision)
         except EngineError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.clip import ClipSpec
-from tdn_bench.cli import DataFlags, LoaderFlags, known_variant, settings_of
+from tdn_bench.cli import DataFlags, LimitFlags, LoaderFlags, known_variant, settings_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -76,6 +76,7 @@ class Recipe:
     start: Start = field(default_factory=Start)
     optimization: Optimization = field(default_factory=Optimization)
     data: DataFlags = field(default_factory=DataFlags)
+    part: LimitFlags = field(default_factory=LimitFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     precision: Precision = "auto"
     """Mixed precision. auto: bf16 on a GPU that is fast at it, fp16 with a gradient scaler on an older one, fp32 on a
@@ -92,6 +93,8 @@ class Recipe:
     """Folder for checkpoints, scalars, the list of bad clips and the record."""
     results: Path | None = None
     """Folder for the record; default: the output folder."""
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """Also log settings, scalars and the final record to this experiment tracker, if it is installed."""
     resume: bool = False
     """Continue from the last finished epoch in the output folder, with the settings of its run."""
     allow_changes: tuple[str, ...] = ()

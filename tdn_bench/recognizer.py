@@ -35,6 +35,7 @@ from tdn_bench.checkpoint import CheckpointError, are_numbers, count_classes, kn
 from tdn_bench.cli import BuildFlags, Network, NetworkFlags, pick_device
 from tdn_bench.cli.flags import check_memory
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.models import FrameClassifier
 
 # Clips, crops, size in pixels (None: the network's): the paper's protocols, Sec. 4.1.
@@ -71,7 +72,7 @@ def load_trained(
     Raises CheckpointError for a file that is not whole, is no network's, or names its classes otherwise, UserError for
     flags that cannot be, DataError for names that cannot be told apart.
     """
-    path = Path(checkpoint)
+    path = local_checkpoint(checkpoint)
     names = _class_names(path, classes)
     network = replace(flags or NetworkFlags(), checkpoint=path).resolve()
     return Trained(network, names, network.build(names, torch.device(device)))
@@ -249,7 +250,8 @@ def load_recognizer(
     """A recognizer from a checkpoint: network, T, size, crop and class names come from the file's own notes.
 
     Args:
-        checkpoint: what `tdn-bench train` wrote (.safetensors), or the authors' (.pth.tar).
+        checkpoint: what `tdn-bench train` wrote (.safetensors), or the authors' (.pth.tar); or hf-hub:user/repo,
+            local-dir:PATH (`tdn-bench push`).
         engine: one of `engines.ENGINES`. eager computes exactly what `tdn-bench evaluate` does, in its precision.
         precision: of the engine's arithmetic; auto is fp32 on a CPU, fp16 on a GPU.
         views: 1, a centred clip; or 30, ten clips × three crops of 256 pixels, averaged (the paper's Kinetics).

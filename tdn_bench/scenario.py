@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tdn_bench.cli import begin_run, parse_kind, run_command
 from tdn_bench.loadgen.scenarios import SCENARIOS
 from tdn_bench.measurement.statistics import PERCENTILES
-from tdn_bench.records import Record, record_folder, write_record
+from tdn_bench.records import Record, part_lines, record_folder, write_record
 
 EXAMPLES = (
     "tdn-bench scenario server --checkpoint runs/demo/tdn/best.safetensors --data runs/demo/data",
@@ -28,7 +28,8 @@ def summary(record: Record) -> str:
         return f"{f[f'{name}_{unit}']:.1f} [{f[f'{name}_low_{unit}']:.1f}, {f[f'{name}_high_{unit}']:.1f}]"
 
     if "videos_per_s" in f:
-        return f"{record.name}: {ends('videos', 'per_s')} videos/s ({f['videos']} videos in {f['wall_s']:.1f} s)"
+        first = f"{record.name}: {ends('videos', 'per_s')} videos/s ({f['videos']} videos in {f['wall_s']:.1f} s)"
+        return "\n".join([first, *part_lines(record)])
     if "latency_bound_ms" in f:
         best, refused, unit = f["queries_per_s"], f["rejected_queries_per_s"], "queries/s"
         goal = f"p{s['percentile']:g} latency within {f['latency_bound_ms']:.1f} ms"
@@ -52,7 +53,7 @@ def summary(record: Record) -> str:
     a = d["agreement_with_eager_fp32"]
     lines.append(f"  from eager fp32 {a['max_difference']:.1e} standard deviations; built in {f['build_s']:.1f} s")
     lines += [f"  refused: {refusal}" for refusal in d.get("refused", [])]
-    lines += [f"  {record.status}: {reason}" for reason in record.status_reasons]
+    lines += [f"  {record.status}: {reason}" for reason in record.status_reasons] + part_lines(record)
     if f["bad_clips"]:
         lines.append(f"  {f['bad_clips']} videos could not be used; {f['queries_not_decoded']} queries named one")
     return "\n".join(lines)

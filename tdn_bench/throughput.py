@@ -8,7 +8,7 @@ from pipelines.ledger import IDLE, WORK
 from tdn_bench.cli import begin_run, parse, run_command
 from tdn_bench.measurement.statistics import PERCENTILES, samples_for_percentile
 from tdn_bench.measurement.throughput import Throughput, measure
-from tdn_bench.records import Record, record_folder, write_record
+from tdn_bench.records import Record, part_lines, record_folder, write_record
 from tdn_bench.regression.comparison import compare
 
 EXAMPLES = (
@@ -32,6 +32,7 @@ def summary(record: Record) -> str:
         f"  bottleneck {f['bottleneck']}: its threads are busy {f['overlap_efficiency']:.0%} of the time; at most "
         f"{f['ledger_unexplained_percent']:.1f} % of any thread's time is unexplained",
         *(f"  {record.status}: {reason}" for reason in record.status_reasons),
+        *part_lines(record),
     ]
     if "agreement_with_eager_fp32" in record.details:
         a = record.details["agreement_with_eager_fp32"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tdn_bench.cli import begin_run, parse_kind, run_command
 from tdn_bench.cli.config_file import missing_folders
 from tdn_bench.recipes import RECIPES
-from tdn_bench.records import write_record
+from tdn_bench.records import part_lines, write_record
 from tdn_bench.training.loop import train
 from tdn_bench.training.result import train_record
 from tdn_bench.training.run_state import LOCK
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = train(recipe, begun=begun)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"checkpoint: {result.checkpoint}")
-        print(f"record: {write_record(train_record(recipe, result), recipe.results or recipe.output)}")
+        record = train_record(recipe, result)
+        print(*part_lines(record), f"record: {write_record(record, recipe.results or recipe.output)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ORDER = (
     ("correctness", "prediction"),
     ("recipes", "recognizer"),
     ("cli",),
+    ("hub",),
     ("checkpoint",),
     ("models", "records", "dataset_tools"),
     ("tdn_bench",),

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from engines import EngineSpec, default_cache_dir
 from pipelines.annotations import DATASET_NAMES, Annotations, read_dataset, read_lists
 from pipelines.clip import ClipSpec
 from pipelines.errors import printable
+from pipelines.limiting import limit_annotations, limit_manifest
 from pipelines.loader import BadClipPolicy, ClipLoader, OnBadClip
 from pipelines.manifest import Manifest, Videos, build_manifest, default_cache
 from pipelines.processes import max_workers
@@ -30,6 +31,7 @@ from pipelines.video import SPLITS
 from tdn_bench.checkpoint import known_classes, load_checkpoint, match_classes, read_metadata
 from tdn_bench.cli.settings import check_range, flag
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.models import FrameClassifier, Variant, create_model, find_variant
 
 # A type checker wants literals written out; what may be typed is what the readers of annotations list.
@@ -45,6 +47,7 @@ MAX_SEGMENTS = 1024
 SIZES = 64, 4096  # pixels
 CROP_RATIOS = 0.1, 1.0
 MAX_CALIBRATION_CLIPS = 100_000
+MAX_LIMIT = 10**9
 
 
 def check_memory(name: str, clips: int, spec: ClipSpec) -> None:
@@ -97,14 +100,23 @@ class DataFlags:
         check_range("workers", self.workers, 1, max_workers())
         check_range("split", self.split, 1, 3)
 
-    def open(self, progress: bool = True) -> Manifest:
-        """What `open_as_listed` gives, with each video of validation and test once; training may want repeats. Says on
-        stderr how lists and folders were read."""
-        listed = self.open_as_listed(progress, say=lambda note: print(note, file=sys.stderr))
-        return counted_once(listed, SPLITS[1:])
+    def open(self, progress: bool = True, limit: int | None = None) -> Manifest:
+        """What `open_as_listed` gives, with each video of validation and test once; training may want repeats. With a
+        `limit` at most so many videos of each split. Says on stderr how lists and folders were read, and what a limit
+        leaves."""
+        listed = self.open_as_listed(progress, say=lambda note: print(note, file=sys.stderr), limit=limit)
+        manifest = counted_once(listed, SPLITS[1:])
+        if manifest.whole:
+            parts = [f"{len(manifest.split(name)):,} of {n:,} {name}" for name, n in manifest.whole.items()]
+            print(f"--limit {limit}: only {', '.join(parts)} videos; all figures are of these alone", file=sys.stderr)
+        return manifest
 
     def open_as_listed(
-        self, progress: bool = True, say: Callable[[str], object] = str, level: Level = "sample"
+        self,
+        progress: bool = True,
+        say: Callable[[str], object] = str,
+        level: Level = "sample",
+        limit: int | None = None,
     ) -> Manifest:
         """Read the annotations and scan their videos (remembered across runs), or open a manifest. Raises UserError
         for flags that exclude each other, DataError for what is wrong with the files. `say` takes how lists were
@@ -113,12 +125,16 @@ class DataFlags:
         if self.manifest is not None:
             if self.train_list is not None or self.val_list is not None:
                 raise UserError("--manifest and lists exclude each other: a manifest holds all splits")
-            return Manifest.open(self.manifest, self.data)
-        annotations = self.annotations()
+            opened = Manifest.open(self.manifest, self.data)
+            return opened if limit is None else limit_manifest(opened, limit)
+        annotations, whole = self.annotations(), dict[str, int]()
+        if limit is not None:
+            annotations, whole = limit_annotations(annotations, limit)
         for note in annotations.notes:
             say(printable(note))
         cache = default_cache(annotations.root)
-        return build_manifest(annotations, cache=cache, workers=self.workers, progress=progress, level=level)
+        manifest = build_manifest(annotations, cache=cache, workers=self.workers, progress=progress, level=level)
+        return replace(manifest, whole=whole)
 
     def annotations(self) -> Annotations:
         """What the annotation files say."""
@@ -137,6 +153,19 @@ class DataFlags:
         return read_dataset(
             self.dataset, self.data, split=self.split, labels=self.labels, allow_outside=self.allow_outside
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitFlags:
+    """How many of the videos."""
+
+    limit: int | None = None
+    """For a quick try: take at most so many videos of each split, spread evenly over it. All figures are then of these
+    alone, as is said with them."""
+
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
+        check_range("limit", self.limit, 1, MAX_LIMIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +338,7 @@ class Network:
         except ValueError as e:
             raise UserError(str(e)) from e
         if self.checkpoint is not None:
-            report = load_checkpoint(network, self.checkpoint, classes)
+            report = load_checkpoint(network, local_checkpoint(self.checkpoint), classes)
             if report.class_note is not None:
                 print(report.class_note, file=sys.stderr)
         return FrameClassifier(network).to(device).eval()
@@ -319,7 +348,7 @@ class Network:
         CheckpointError as `build` does."""
         if self.checkpoint is None:
             return {}
-        known = known_classes(read_metadata(self.checkpoint), self.checkpoint)
+        known = known_classes(read_metadata(local_checkpoint(self.checkpoint)), self.checkpoint)
         note = match_classes(known, classes, self.checkpoint.name).note
         return {} if note is None else {"class_match": note}
 
@@ -329,7 +358,8 @@ class NetworkFlags:
     """Which network, on which clips. What is left out comes from the checkpoint, else from the defaults."""
 
     checkpoint: Path | None = None
-    """Trained weights: this project's (.safetensors) or the authors' (.pth.tar)."""
+    """Trained weights: this project's (.safetensors) or the authors' (.pth.tar); hf-hub:user/repo and local-dir:PATH
+    are those that `tdn-bench push` has shared."""
     model: str | None = None
     """Network; `tdn-bench list` names them. Default: the checkpoint's, else tdn_resnet50."""
     num_segments: int | None = None
@@ -348,7 +378,9 @@ class NetworkFlags:
     def resolve(self) -> Network:
         """Fill what was left open. Raises UserError for an unknown network, for a number that none takes, and for a
         checkpoint whose notes are not what they should be."""
-        notes: dict[str, Any] = read_metadata(self.checkpoint) if self.checkpoint is not None else {}
+        notes: dict[str, Any] = {}
+        if self.checkpoint is not None:
+            notes = read_metadata(local_checkpoint(self.checkpoint))
 
         def first(name: str, default: Any, *kinds: type) -> Any:
             if (given := getattr(self, name)) is not None:

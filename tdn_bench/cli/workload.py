@@ -26,7 +26,7 @@ from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest, Videos
 from pipelines.sampling import evenly_spaced
 from tdn_bench.cli.device import pick_device
-from tdn_bench.cli.flags import BuildFlags, DataFlags, LoaderFlags, Network, NetworkFlags, check_memory
+from tdn_bench.cli.flags import BuildFlags, DataFlags, LimitFlags, LoaderFlags, Network, NetworkFlags, check_memory
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.errors import UserError
 
@@ -57,6 +57,7 @@ class WorkloadFlags:
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     data: DataFlags = field(default_factory=DataFlags)
+    part: LimitFlags = field(default_factory=LimitFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
     build: BuildFlags = field(default_factory=BuildFlags)
 
@@ -67,7 +68,7 @@ class WorkloadFlags:
     def resolve(self) -> Workload:
         """Decide all that depends on the checkpoint, the machine or missing data. Raises UserError for a flag that
         cannot be, EngineUnavailable for an engine that is not ready here: before any video is rendered or read."""
-        for flags in (self, self.data, self.build, self.loader):
+        for flags in (self, self.data, self.part, self.build, self.loader):
             flags.check()
         if self.engine not in (*ENGINES, "none"):
             raise UserError(f"unknown engine {self.engine!r}; choose one of {', '.join(ENGINES)}, none")
@@ -95,6 +96,7 @@ class WorkloadFlags:
             device=device,
             network=network,
             data=data,
+            part=self.part,
             loader=self.loader,
             build=self.build,
         )
@@ -116,12 +118,17 @@ class Workload:
     device: torch.device
     network: Network
     data: DataFlags
+    part: LimitFlags
     loader: LoaderFlags
     build: BuildFlags
 
     def clip_spec(self) -> ClipSpec:
         """The clips that the network reads."""
         return self.network.clip_spec()
+
+    def open_data(self, progress: bool = True) -> Manifest:
+        """The videos."""
+        return self.data.open(progress, self.part.limit)
 
     def engine_spec(self) -> EngineSpec:
         """What the engine is built for."""

@@ -20,6 +20,7 @@ from pipelines.manifest import Manifest, Videos, as_video
 from pipelines.odd_clips import make_odd_clips
 from pipelines.processes import cores
 from tdn_bench.cli import DataFlags, LoaderFlags, NetworkFlags, pick_device
+from tdn_bench.cli.progress import tracked
 from tdn_bench.cli.ranges import MAX_SEED, check_ranges
 from tdn_bench.correctness.decoder_checks import SPEC, Case, check_video
 from tdn_bench.correctness.evaluation import score
@@ -100,10 +101,11 @@ def compare_decoders(config: Decoders) -> DecoderParity:
         cases: list[Case] = []
         if config.odd_clips:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="odd-clips-"))
-            for clip in make_odd_clips(Path(folder)):
+            for clip in tracked(make_odd_clips(Path(folder)), "Comparing", None, "odd clips"):
                 cases.append(check_video(as_video(clip.path, clip.name), decoders, config.seed, clip))
         named = [as_video(path, str(path)) for path in config.videos]
-        cases += [check_video(video, decoders, config.seed) for video in [*named, *(drawn or ())]]
+        videos = [*named, *(drawn or ())]
+        cases += [check_video(video, decoders, config.seed) for video in tracked(videos, "Comparing", len(videos))]
     return DecoderParity(tuple(decoders), cases, device, manifest, drawn)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from pipelines.annotations import SPLITS, VIDEO_SUFFIXES
 from pipelines.manifest import OK, Manifest, checksum, file_stat
 from pipelines.processes import cores
+from pipelines.progress import progress
 from pipelines.video import UNKNOWN_LABEL
 from tdn_bench.dataset_tools.class_findings import class_findings
 from tdn_bench.dataset_tools.summary import kind_of, walk
@@ -122,8 +122,6 @@ def _findings(manifest: Manifest, checksums: bool, reference: Manifest | None, w
 
 def _look_again(column: dict[str, np.ndarray], checksums: bool, workers: int) -> dict[int, Reason]:
     """The rows whose file is not the one that was scanned."""
-    from rich.progress import track
-
     scanned = [column[name] for name in ("path", "bytes", "mtime_ns", "sha256")]
     total = len(column["path"])
     parts = [slice(start, start + 64) for start in range(0, total, 64)]
@@ -131,10 +129,12 @@ def _look_again(column: dict[str, np.ndarray], checksums: bool, workers: int) ->
     def look(part: slice) -> list[Reason | None]:
         return [_changed(row, checksums) for row in zip(*(values[part].tolist() for values in scanned), strict=True)]
 
-    label = "Reading all files" if checksums else "Looking at all files"
-    with ThreadPoolExecutor(workers) as pool:  # hashing, and waiting for the disk, release the GIL
-        seen = track(pool.map(look, parts), label, len(parts), disable=not sys.stderr.isatty())
-        reasons = [reason for some in seen for reason in some]
+    reasons: list[Reason | None] = []
+    shown = progress("Reading" if checksums else "Looking at", total, "files")
+    with ThreadPoolExecutor(workers) as pool, shown as advance:  # hashing, and waiting for the disk, release the GIL
+        for some in pool.map(look, parts):
+            reasons += some
+            advance(len(some))
     return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 
 

@@ -18,6 +18,7 @@ from pipelines.loader import Decoder, create_decoder
 from pipelines.manifest import JPEG_FRAMES, OK, Manifest, Video, Videos
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.processes import cores
+from pipelines.progress import tracked
 from tdn_bench.dataset_tools.clip_cost import ROUNDS, SPEC, cpu_ms
 from tdn_bench.dataset_tools.encoding_trials import Trial, try_encodings
 
@@ -90,7 +91,7 @@ def advise(manifest: Manifest, device: torch.device, *, trial: bool = True, budg
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader's thread
     try:
-        for i, (group, clips) in enumerate(samples):
+        for i, (group, clips) in enumerate(tracked(samples, "Measuring", len(samples), "kinds of videos")):
             deadline = start + budget_s * (i + 1) / len(samples)
             share = (deadline - time.monotonic()) / (4 if trial else 2)
             group, sound = _measure(group, clips, time.monotonic() + share, damaged)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pipelines.errors import DataError, printable
 from pipelines.files import clear_debris
 from pipelines.inside import Inside
 from pipelines.processes import cores, map_in_processes
+from pipelines.progress import tracked
 from tdn_bench.dataset_tools.encoding import CODECS, Encoding
 from tdn_bench.dataset_tools.summary import walk
 from tdn_bench.dataset_tools.transcoding import Transcoded, transcode_file
@@ -86,15 +86,13 @@ def transcode_all(
 
 
 def _results(jobs: list[Job], encoding: Encoding, workers: int) -> Iterator[Transcoded | str]:
-    from rich.progress import track
-
-    work, label, quiet = partial(_work, encoding=encoding), "Transcoding videos", not sys.stderr.isatty()
+    work = partial(_work, encoding=encoding)
     if workers <= 1:
-        yield from track(map(work, jobs), label, len(jobs), disable=quiet)
+        yield from tracked(map(work, jobs), "Transcoding", len(jobs))
         return
     done = 0
     try:
-        for result in track(map_in_processes(work, jobs, workers), label, len(jobs), disable=quiet):
+        for result in tracked(map_in_processes(work, jobs, workers), "Transcoding", len(jobs)):
             yield result
             done += 1
     except BrokenProcessPool as e:

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from tdn_bench.cli import BuildFlags, WorkloadFlags, settings_of
+from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import DAY_S, LEAST, MAX_SEED, check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.loadgen.arrivals import Schedule, live_streams, poisson
@@ -260,7 +261,9 @@ def highest(
     def trial(load: float, seed: int) -> bool:
         seconds = goal.warmup_s + max(queries.max_seconds, samples / (load * rate_of_one))
         arrivals = schedule(load, seconds, seed)
-        with service.pipeline(arrivals.videos.__getitem__) as pipeline:
+        # drawn once: a bar that moves would make the generator late
+        shown = progress(f"Trial {len(trials) + 1}: {load:.4g} {unit}, at most {seconds:.0f} s", None, "", still=True)
+        with shown, service.pipeline(arrivals.videos.__getitem__) as pipeline:
             done = run_schedule(pipeline, arrivals, goal, load, seed)
             done.usage = service.usage(pipeline)
         threads.append(service.threads)

@@ -17,6 +17,7 @@ from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import OK, Manifest
 from tdn_bench.cli import Workload
+from tdn_bench.cli.progress import progress
 from tdn_bench.correctness.logits import LogitComparison
 from tdn_bench.loadgen.arrivals import nth_video
 from tdn_bench.loadgen.driver import Goal, burst_rate, run_closed
@@ -93,7 +94,8 @@ class Service:
         self, per_query: int, seconds: float, max_seconds: float, samples: int
     ) -> tuple[list[float], dict[str, Any]]:
         """Latencies (ms) of queries that wait for each other, and how busy engine and decoders were."""
-        with self.pipeline(partial(nth_video, videos=self.videos, seed=self.seed)) as pipeline:
+        shown = progress(f"Queries in turn, at most {max_seconds:.0f} s", None, "", still=True)
+        with shown, self.pipeline(partial(nth_video, videos=self.videos, seed=self.seed)) as pipeline:
             goal = replace(self.goal, seconds=seconds)
             latency_s = run_closed(pipeline, per_query, goal, max_seconds=max_seconds, samples=samples)
             return [round(1000 * s, 3) for s in latency_s], self.usage(pipeline)
@@ -109,7 +111,7 @@ class Service:
 @contextmanager
 def open_service(workload: Workload, goal: Goal, *, seed: int, batch_wait_s: float, trace: bool) -> Iterator[Service]:
     """Build the workload's engine, and hold it against eager fp32 on the first clips of the split."""
-    manifest = workload.data.open()
+    manifest = workload.open_data()
     videos = manifest.split(workload.subset)
     loader = workload.open_loader(videos, Ledger(workload.device, trace=trace))
     with loader, open_engine(workload, loader, manifest) as (engine, comparison):

@@ -10,7 +10,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import Workload, WorkloadFlags, settings_of
+from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import DAY_S, LEAST, check_ranges
 from tdn_bench.correctness.engine_check import checked_engine
 from tdn_bench.correctness.logits import LogitComparison
@@ -134,9 +135,10 @@ def run_batches(
     classify: Callable[[Tensor], Tensor] | None,
     passes: int,
     more: Callable[[Timings], bool] = lambda _: False,
+    advance: Callable[[float], object] = lambda seconds: None,
 ) -> tuple[Timings, Scores | None]:
     """Take `passes` whole passes over the loader's videos, and as many again while there is to be `more`, timing every
-    batch until its logits are on the host; scores are of the first pass."""
+    batch until its logits are on the host; scores are of the first pass. `advance` gets the seconds of each."""
     timings, ledger = Timings([], [], [], []), loader.ledger
     ids: list[str] = []
     logits, labels = [], []
@@ -173,6 +175,7 @@ def run_batches(
         timings.wait_s.append(loader.wait_s - waited_before)
         timings.infer_s.append(inferred - start)
         timings.videos.append(len(batch))
+        advance(now - done)
         done = now
     ledger.stop()
     if not logits:
@@ -214,14 +217,17 @@ def timing_figures(timings: Timings, num_segments: int, frames_per_segment: int)
 def open_engine(workload: Workload, loader: ClipLoader, manifest: Manifest) -> Iterator[tuple[Engine, LogitComparison]]:
     """The workload's engine, checked on the loader's first clips. Raises EngineMismatch where it is another network."""
     checked = max(CHECKED_BATCHES, -(-CHECKED_CLIPS // workload.batch_size))
-    with checked_engine(
-        workload.engine,
-        workload.network.build(manifest.classes, workload.device),
-        workload.engine_spec(),
-        [batch.frames for batch in islice(loader.epoch(), checked)],
-        calibration=workload.calibration(manifest),
-        cache=workload.build.engine_cache,
-    ) as checked_and_compared:
+    with ExitStack() as stack:
+        with progress(f"Building and checking {workload.engine} {workload.precision}", None, ""):
+            engine = checked_engine(
+                workload.engine,
+                workload.network.build(manifest.classes, workload.device),
+                workload.engine_spec(),
+                [batch.frames for batch in islice(loader.epoch(), checked)],
+                calibration=workload.calibration(manifest),
+                cache=workload.build.engine_cache,
+            )
+            checked_and_compared = stack.enter_context(engine)
         yield checked_and_compared
 
 
@@ -229,7 +235,7 @@ def measure(config: Throughput) -> Record:
     """Check, warm up, measure; return the record (not yet written). Raises UserError for flags that cannot be."""
     config.check()
     workload = config.workload.resolve()
-    manifest = workload.data.open()
+    manifest = workload.open_data()
     ledger = Ledger(workload.device, trace=config.output.trace is not None)
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {}
@@ -307,8 +313,10 @@ def timed(loader: ClipLoader, classify: Callable[[Tensor], Tensor] | None, timin
         narrow = timing.interval is None or half_width(per_video) <= timing.interval
         return not narrow and sum(timings.interval_s) < timing.max_seconds
 
-    with GpuMonitor(loader.device) as monitor, Watch() as watch:
-        timings, scores = run_batches(loader, classify, passes, more)
+    likely_s = passes * per_pass_s if timing.interval is None else timing.max_seconds
+    shown = progress("Measuring", likely_s, "s", still=True)
+    with shown as advance, GpuMonitor(loader.device) as monitor, Watch() as watch:
+        timings, scores = run_batches(loader, classify, passes, more, advance)
     # partly filled batches cost more a video: they are no drift
     full = [t for t, n in zip(timings.interval_s, timings.videos, strict=True) if n == loader.batch_size]
     status, reasons = watch.verdict(full, monitor.samples)
@@ -336,8 +344,10 @@ def _warm(
         if classify is not None:
             classify(batch.frames).cpu()
         videos.append(len(batch))
+        advance(len(batch))
         return (time.perf_counter() - start) / len(batch)
 
-    warm = warm_up(work, min_calls=max(2, timing.warmup_batches))
+    with progress("Warming up", None, still=True) as advance:
+        warm = warm_up(work, min_calls=max(2, timing.warmup_batches))
     stream.close()  # and with it its threads
     return warm, sum(videos)

@@ -75,12 +75,16 @@ def make_record(
 
     `figures` and `samples` have keys that end in their unit; `settings` are the command's flags in full, defaults
     included; `device` is the one that ran; `manifest` that of the videos, None where none were read; `details` are free
-    of form. A `status` other than stable, unstable, void or unwatched is a bug (AssertionError).
+    of form. A part of a data set (--limit) is said in `data` and in the name. A `status` other than stable, unstable,
+    void or unwatched is a bug (AssertionError).
     """
     assert status in STATUSES, status
     data = None
     if manifest is not None:
         data = {"name": manifest.name, "digest": manifest.digest(), "videos": len(manifest.videos)}
+        if manifest.whole:
+            name = f"{name}-limit{settings.get('limit')}"
+            data["of_videos"] = sum(manifest.whole.values())
     return Record(
         kind=kind,
         name=name,
@@ -97,6 +101,12 @@ def make_record(
         status=status,
         status_reasons=status_reasons,
     )
+
+
+def part_lines(record: Record) -> list[str]:
+    """A line where the record is of a part of a data set only (--limit)."""
+    data = record.data or {}
+    return [f"  of {data['videos']:,} of {data['of_videos']:,} videos only (--limit)"] if "of_videos" in data else []
 
 
 def default_folder(command: str) -> Path:

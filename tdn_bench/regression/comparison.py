@@ -104,9 +104,11 @@ def compare(config: Throughput, pair: tuple[str, str], videos: int = 32) -> Comp
             f"{name}_ratio_high": c.ratio.high,
             f"{name}_detectable_ratio": c.detectable,
         }
+    name = config.output.name or re.sub(r"[^\w.]+", "-", "-vs-".join(pair)).strip("-")
+    limit = flags.part.limit  # the workers open the data, each its own: no manifest says it here
     record = make_record(
         "compare",
-        config.output.name or re.sub(r"[^\w.]+", "-", "-vs-".join(pair)).strip("-"),
+        name if limit is None else f"{name}-limit{limit}",
         figures=figures,
         samples=found.samples(),
         settings=settings_of(replace(config, workload=flags)),

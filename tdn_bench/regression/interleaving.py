@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Pipe
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tdn_bench.cli import last_error_line
+from tdn_bench.cli.progress import progress
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
 from tdn_bench.measurement.gpu_monitor import GpuMonitor
@@ -198,8 +199,32 @@ def interleave(
     that a steady drift favours none. `with_scores`: first ask those with an engine what it says of every video.
     `device` is watched beside the processor. A `budget` ends it, and shortens the turns of rounds that would else not
     fit; a round that is not over by then is not counted. Raises UserError where too few fit for a verdict."""
-    found = Interleaved()
     budget = Budget(math.inf, 0) if budget is None else budget
+    limit_s = budget.passed_s() + budget.left_s()
+    with progress("Taking turns", limit_s if math.isfinite(limit_s) else None, "s", still=True) as advance:
+        shown_s = 0.0
+
+        def tick() -> None:
+            nonlocal shown_s
+            now_s = budget.passed_s()
+            advance(now_s - shown_s)
+            shown_s = now_s
+
+        yield from _rounds(specs, videos, rounds, round_s, min_turns, with_scores, device, budget, tick)
+
+
+def _rounds(
+    specs: Sequence[WorkerSpec],
+    videos: int,
+    rounds: int,
+    round_s: float,
+    min_turns: int,
+    with_scores: bool,
+    device: torch.device | str,
+    budget: Budget,
+    tick: Callable[[], None],
+) -> Iterator[Interleaved]:
+    found = Interleaved()
     for _ in range(rounds):
         if (turns_s := budget.next_round_s(round_s, min_turns)) is None:
             return
@@ -219,6 +244,7 @@ def interleave(
                     while len(taken[0]) < min_turns or budget.clock() - begun < turns_s or len(taken[0]) % 2:
                         for i in sorted(range(len(processes)), reverse=len(taken[0]) % 2 == 1):
                             taken[i].append(processes[i].turn())
+                        tick()
                 turned = budget.clock()
                 peaks = [process.peak_memory() for process in processes]
         except OutOfTime:

@@ -24,7 +24,7 @@ class Subject:
 
     def __init__(self, flags: Sequence[str], videos: int) -> None:
         self._workload = workload = parse(WorkloadFlags, list(flags), "throughput").resolve()
-        self._manifest = workload.data.open(progress=False)
+        self._manifest = workload.open_data(progress=False)
         self._split = self._manifest.split(workload.subset)
         self._open = ExitStack()  # what stays open until the process ends
         self.device, self.has_engine = workload.device, workload.engine != "none"

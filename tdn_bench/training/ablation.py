@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tdn_bench.cli import Command, known_variant, settings_of
+from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_SEED
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
@@ -162,6 +163,8 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
     would give finished runs new names, and train them again."""
     settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
     deciding = {name: value for name, value in settings.items() if name not in _NOT_IN_A_NAME}
+    if deciding["limit"] is None:  # so that runs of before there was a limit keep their names
+        del deciding["limit"]
     return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
 
@@ -181,15 +184,17 @@ def train_all(runs: Sequence[Run], folder: Path, parallel: int, threads: int | N
     # a scheduler's SIGTERM ends the trainings too: else they would go on unseen, and a second start beside them
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        while todo or running:
-            while todo and len(running) < parallel:
-                run = todo.pop(0)
-                running[Command("tdn_bench.train", _flags(run, folder, threads, device), threads)] = run
-            for command in [c for c in running if not c.running]:
-                run = running.pop(command)
-                if (error := command.wait()) is not None:
-                    raise UserError(f"training {run.name}: {error}; run the same command to go on")
-            time.sleep(0.2)
+        with progress("Training", len(runs), "networks", done=len(runs) - len(todo)) as advance:
+            while todo or running:
+                while todo and len(running) < parallel:
+                    run = todo.pop(0)
+                    running[Command("tdn_bench.train", _flags(run, folder, threads, device), threads)] = run
+                for command in [c for c in running if not c.running]:
+                    run = running.pop(command)
+                    if (error := command.wait()) is not None:
+                        raise UserError(f"training {run.name}: {error}; run the same command to go on")
+                    advance(1)
+                time.sleep(0.2)
     finally:
         for command in running:
             command.stop()

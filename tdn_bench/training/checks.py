@@ -10,9 +10,11 @@ from itertools import pairwise
 from tdn_bench.cli import flag
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
+from tdn_bench.training.trackers import check_tracker
 
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
 
@@ -26,11 +28,12 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
     for name in starts:
         file = getattr(recipe.start, name)
-        if not recipe.resume and not file.is_file():
+        if not recipe.resume and not local_checkpoint(file).is_file():
             raise UserError(f"{flag(name)} {file}: no such checkpoint file")
     if recipe.resume and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     run_state.check_allowed(recipe)
+    check_tracker(recipe.track)
     check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:
@@ -45,6 +48,7 @@ def _check_numbers(recipe: Recipe) -> None:
     spec, o = recipe.clip_spec(), recipe.optimization
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     recipe.data.check()
+    recipe.part.check()
     # every comparison is false of NaN
     for name, value, right, words in (
         ("num_segments", spec.num_segments, 1 <= spec.num_segments <= MAX_SEGMENTS, f"from 1 to {MAX_SEGMENTS}"),

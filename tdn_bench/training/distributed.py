@@ -50,16 +50,16 @@ def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         dist.destroy_process_group()
 
 
-def open_data(data: DataFlags, ranks: Ranks, progress: bool) -> Manifest:
+def open_data(data: DataFlags, ranks: Ranks, progress: bool, limit: int | None = None) -> Manifest:
     """The data set; one process of each machine scans its files, the others find them in its cache."""
     if ranks.world_size == 1:
-        return data.open(progress)
+        return data.open(progress, limit)
     # A group of its own: others give up after ten minutes (NCCL), and reading all of Kinetics may take hours.
     waiting = dist.new_group(backend="gloo", timeout=SCAN_LIMIT)
     scans = os.environ.get("LOCAL_RANK", "0") == "0"
     if not scans:
         dist.barrier(waiting)
-    manifest = data.open(progress)
+    manifest = data.open(progress, limit)
     if scans:
         dist.barrier(waiting)
     return manifest

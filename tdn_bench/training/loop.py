@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +19,21 @@ from pipelines.annotations import flip_labels
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
+from pipelines.progress import progress as show_progress
 from tdn_bench.checkpoint import load_backbone, load_checkpoint, load_imagenet
 from tdn_bench.cli import pick_device
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
 from tdn_bench.errors import UserError
+from tdn_bench.hub import local_checkpoint
 from tdn_bench.measurement.time_breakdown import TimeBreakdown, break_down
 from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
 from tdn_bench.training import run_state
 from tdn_bench.training.checks import check
 from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
-from tdn_bench.training.progress import Progress, progress_bar
-from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult
+from tdn_bench.training.progress import Progress
+from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult, train_record
 from tdn_bench.training.run_state import Past
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
 
@@ -65,7 +67,12 @@ def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] 
             begun()
         ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
         shown = progress and ranks.is_first
-        return run_epochs(stack.enter_context(set_up(recipe, device, ranks, shown)), shown)
+        run = stack.enter_context(set_up(recipe, device, ranks, shown))
+        screen = stack.enter_context(closing(Progress(recipe, ranks.is_first, run.past.history)))
+        result = run_epochs(run, screen, shown)
+        if ranks.is_first and recipe.track is not None:
+            screen.finish(train_record(recipe, result))
+        return result
 
 
 @contextmanager
@@ -76,7 +83,7 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
     state = run_state.read(recipe.output) if recipe.resume else None
     if state is not None:  # here already: reading the data may take hours
         run_state.compare(state, settings, recipe.allow_changes)
-    manifest = open_data(recipe.data, ranks, progress)
+    manifest = open_data(recipe.data, ranks, progress, recipe.part.limit)
     network = start_network(recipe, manifest.classes)
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
@@ -132,11 +139,11 @@ def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
     if recipe.start.init is not None:
         load_imagenet(network, recipe.start.init)
     if recipe.start.checkpoint is not None:
-        report = load_checkpoint(network, recipe.start.checkpoint, classes)
+        report = load_checkpoint(network, local_checkpoint(recipe.start.checkpoint), classes)
         if report.class_note is not None and os.environ.get("RANK", "0") == "0":
             print(report.class_note, file=sys.stderr)
     if recipe.start.finetune is not None:
-        load_backbone(network, recipe.start.finetune)
+        load_backbone(network, local_checkpoint(recipe.start.finetune))
     return network
 
 
@@ -151,11 +158,10 @@ def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks:
     return classifier
 
 
-def run_epochs(run: Run, progress: bool) -> TrainResult:
+def run_epochs(run: Run, screen: Progress, progress: bool) -> TrainResult:
     """Train the epochs that are left, validate, save."""
     recipe, ranks, training, validation = run.recipe, run.ranks, run.training, run.validation
     past = run.past
-    screen = Progress(recipe, ranks.is_first, len(past.history))
     breakdown, scores = None, None
     epochs = recipe.optimization.epochs
     for number in range(len(past.history), epochs):
@@ -167,7 +173,7 @@ def run_epochs(run: Run, progress: bool) -> TrainResult:
         run_state.check_sound(run.network, epoch)
         training.bad_clips.join(bad_clip_reasons(training, ranks))
         if number + 1 == epochs or (number + 1) % recipe.evaluate_every == 0:
-            scores = validate(run)
+            scores = validate(run, progress)
             validation.bad_clips.join(bad_clip_reasons(validation, ranks))
             epoch = replace(epoch, top1=scores.top(1), top5=scores.top(5))
         past.history.append(epoch)
@@ -176,10 +182,9 @@ def run_epochs(run: Run, progress: bool) -> TrainResult:
             run_state.save(recipe, run.step, run.network, past)
             screen.report(epoch, breakdown)
     if scores is None:  # resumed after the last epoch
-        scores = validate(run)
+        scores = validate(run, progress)
         validation.bad_clips.join(bad_clip_reasons(validation, ranks))
         _note_bad_clips(run)
-    screen.close()
     bad, bad_in_validation = (
         {run.manifest.videos.locate(path): reason for path, reason in past.bad_clips[split].items()}
         for split in ("train", "validation")
@@ -222,7 +227,7 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
     clips, done, waited_before, ledger = 0, 0, loader.wait_s, loader.ledger
     ledger.start()
     lane, start = ledger.lane(), time.perf_counter()
-    with progress_bar(progress, f"epoch {number + 1}", steps) as advance:
+    with show_progress(f"Epoch {number + 1}", steps, "steps", shown=progress, still=True) as advance:
         for batch in loader.epoch(number):
             begun, what = time.perf_counter(), f"step {done}"
             with ledger.on_device("train", what, wait=False):
@@ -235,9 +240,8 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
             now = time.perf_counter()
             lane.add("train", begun, now, what)
             elapsed = now - start
-            advance(
-                f"{clips / elapsed:6.1f} clips/s, {(loader.wait_s - waited_before) / elapsed:4.0%} waiting for data"
-            )
+            waiting = (loader.wait_s - waited_before) / elapsed
+            advance(1, f"{clips / elapsed:.1f} clips/s, {waiting:.0%} waiting for data")
     loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
     seconds = time.perf_counter() - start
     ledger.stop()
@@ -245,14 +249,18 @@ def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool
     return Epoch(number + 1, loss, clips / seconds, wait_share, seconds, stand_ins=0), break_down(ledger)
 
 
-def validate(run: Run) -> Scores:
+def validate(run: Run, shown: bool = False) -> Scores:
     """Score the validation split; with several processes each scores its part and all get the whole."""
     run.classifier.eval()
     loader = run.validation
     part: Scores | None = None
     if len(loader):  # with more processes than videos some have none
-        with torch.inference_mode(), autocast(run.step.precision, loader.device):
-            part = score(run.classifier, loader.epoch())
+        with (
+            torch.inference_mode(),
+            autocast(run.step.precision, loader.device),
+            show_progress("Validating", len(loader.videos) // run.ranks.world_size, shown=shown) as advance,
+        ):
+            part = score(run.classifier, loader.epoch(), done=lambda batch, part: advance(len(part.ids)))
     parts = [p for p in gather(part, run.ranks) if p is not None]
     logits = torch.cat([p.logits for p in parts])
     if not logits.isfinite().all():

@@ -1,27 +1,32 @@
-"""What a person sees of training: a bar, a line an epoch, and TensorBoard's scalars."""
+"""What a person sees of training: a line an epoch, TensorBoard's scalars, and those of another tracker."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tdn_bench.measurement.time_breakdown import TimeBreakdown
 from tdn_bench.recipes import Recipe
+from tdn_bench.records import Record, to_json
 from tdn_bench.training.result import Epoch
 from tdn_bench.training.step import learning_rate
+from tdn_bench.training.trackers import Tracking
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
 class Progress:
-    """The line of every epoch on the screen, and its scalars in the output folder, by the first process only."""
+    """The line of every epoch on the screen, and its scalars in the output folder and in the recipe's tracker, by the
+    first process only."""
 
-    def __init__(self, recipe: Recipe, is_first: bool, done: int) -> None:
-        """`done`: epochs that were trained before; what the folder's scalars say of later ones no longer counts."""
-        self._recipe, self._writer = recipe, self._open(recipe, done) if is_first else None
+    def __init__(self, recipe: Recipe, is_first: bool, history: Sequence[Epoch]) -> None:
+        """`history`: what was trained before; what the folder's scalars say of later epochs no longer counts."""
+        self._recipe, self._writer = recipe, self._open(recipe, len(history)) if is_first else None
+        self._tracking = Tracking(recipe.track if is_first else None, recipe.name, recipe.settings(), recipe.output)
+        for epoch in history:
+            self._tracking.log(scalars(recipe, epoch), epoch.epoch)
 
     @staticmethod
     def _open(recipe: Recipe, done: int) -> SummaryWriter:
@@ -41,35 +46,30 @@ class Progress:
             f"{breakdown.bottleneck} (busy {breakdown.overlap_efficiency:.0%}){accuracy}",
             flush=True,
         )
-        scalars = {
-            "train/loss": epoch.loss,
-            "train/lr": learning_rate(recipe.optimization, epoch.epoch - 1),
-            "train/clips_per_s": epoch.clips_per_s,
-            "train/wait_share": epoch.wait_share,
-        }
-        if epoch.top1 is not None and epoch.top5 is not None:
-            scalars |= {"validation/top1": epoch.top1, "validation/top5": epoch.top5}
-        for tag, value in scalars.items():
+        values = scalars(recipe, epoch)
+        for tag, value in values.items():
             self._writer.add_scalar(tag, value, epoch.epoch)
         self._writer.flush()
+        self._tracking.log(values, epoch.epoch)
+
+    def finish(self, record: Record) -> None:
+        """Give the tracker the record of the whole training."""
+        self._tracking.finish(record.figures, json.loads(to_json(record)))
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        self._tracking.close()
 
 
-@contextmanager
-def progress_bar(enabled: bool, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar; the yielded function advances it by one with a note."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=not enabled or not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda note: bar.update(task, advance=1, note=note)
+def scalars(recipe: Recipe, epoch: Epoch) -> dict[str, float]:
+    """The numbers of an epoch, as TensorBoard names them."""
+    found = {
+        "train/loss": epoch.loss,
+        "train/lr": learning_rate(recipe.optimization, epoch.epoch - 1),
+        "train/clips_per_s": epoch.clips_per_s,
+        "train/wait_share": epoch.wait_share,
+    }
+    if epoch.top1 is not None and epoch.top5 is not None:
+        found |= {"validation/top1": epoch.top1, "validation/top5": epoch.top5}
+    return found

@@ -329,7 +329,9 @@ def test_a_gpus_clips_are_finished_on_a_stream_of_their_own(monkeypatch: pytest.
     loader = painted(2, 2, Noting(), ledger=ledger)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", current)
-    monkeypatch.setattr(loader, "_collate", lambda clips: ClipBatch(torch.empty(2), torch.empty(2), ("v0", "v1")))
+    monkeypatch.setattr(
+        loader, "_collate", lambda clips, number: ClipBatch(torch.empty(2), torch.empty(2), ("v0", "v1"))
+    )
     loader.device = torch.device("cuda")
     if use == "epoch":
         assert len(list(loader.epoch())) == 1

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.flags import configure
 
-from tdn_bench.cli import NetworkFlags, WorkloadFlags, parse
+from tdn_bench.cli import DataFlags, LimitFlags, NetworkFlags, WorkloadFlags, parse
 from tdn_bench.errors import UserError
+from tdn_bench.recipes import demo
+from tdn_bench.training.checks import check
 
 
 def with_notes(checkpoint: Path, path: Path, **notes: object) -> Path:
@@ -77,3 +80,13 @@ def test_numbers_out_of_range_are_named_before_any_video_is_rendered(flags: str,
         parse(WorkloadFlags, flags.split(), "test").resolve()
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [0, -3, 10**12])
+def test_a_limit_that_cannot_be_is_refused_before_any_work(limit: int, tmp_path: Path) -> None:
+    part = LimitFlags(limit=limit)
+    with pytest.raises(UserError, match=f"--limit {limit}: must be from 1"):
+        WorkloadFlags(part=part, data=DataFlags(data=tmp_path / "nowhere")).resolve()
+    with pytest.raises(UserError, match=f"--limit {limit}: must be from 1"):
+        check(configure(demo(), limit=limit, output=tmp_path / "run"))
+    assert not list(tmp_path.iterdir())

@@ -22,6 +22,12 @@ from tdn_bench.evaluate import Evaluate, main
 from tdn_bench.records import read_record
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """What an evaluation keeps below runs/ is the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
 def batch_of(numbers, ids):
     """A batch of frames that are one number each, which is also the label."""
     return ClipBatch(torch.tensor(numbers, dtype=torch.uint8).view(-1, 1, 1, 1, 1, 1), torch.tensor(numbers), ids)
@@ -102,6 +108,26 @@ def test_the_command(small_checkpoint, motion_data, tmp_path, capsys):
     assert "exists and holds no scores" in capsys.readouterr().err
     assert run_command(main, [*flags, "--subset", "test"]) == 2
     assert "--subset test" in capsys.readouterr().err
+
+
+def test_a_part_of_the_videos_is_said_to_be_one(small_checkpoint, motion_data, tmp_path, capsys):
+    flags = ["--checkpoint", str(small_checkpoint), "--data", str(motion_data), "--workers", "1", "--device", "cpu"]
+    assert run_command(main, [*flags, "--limit", "3", "--results", str(tmp_path), "--scores", "some"]) == 0
+    said = capsys.readouterr()
+    assert "--limit 3: only 3 of 16 train, 3 of 8 validation videos; all figures are of these alone" in said.err
+    assert "/validation: 3 of 8 videos, top-1" in said.out
+    (path,) = tmp_path.glob("evaluate-*.json")
+    record = read_record(path)
+    assert record.name.endswith("-limit3")
+    assert (record.data["videos"], record.data["of_videos"], record.settings["limit"]) == (6, 24, 3)
+    whole = DataFlags(data=motion_data).open(progress=False)
+    assert load_scores(tmp_path / "some")[0].ids == tuple(whole.split("validation")[i].id for i in (0, 2, 5))
+    assert record.data["digest"] != whole.digest()
+    assert run_command(main, [*flags, "--limit", "8", "--subset", "validation"]) == 0
+    assert "/validation: 8 videos, top-1" in capsys.readouterr().out.replace(" of 8", "")
+    for wrong in ("0", "-1"):
+        assert run_command(main, [*flags, "--limit", wrong]) == 2
+        assert f"--limit {wrong}: must be from 1" in capsys.readouterr().err
 
 
 def test_results_that_could_not_be_kept_are_refused_before_anything_is_read(small_checkpoint, tmp_path, capsys):
@@ -252,7 +278,7 @@ def test_other_classes_and_poisoned_weights_are_refused(named, tmp_path, capsys)
 
 
 def test_a_permutation_of_the_labels_is_told_and_noted(named, tmp_path, capsys, monkeypatch):
-    def shifted(classify, batches, views, batch_size):
+    def shifted(classify, batches, views, batch_size, **_):
         labels = torch.arange(8).repeat(4)
         logits = torch.nn.functional.one_hot((labels + 1) % 8, 8).float()[:, None]
         return Scores(tuple(map(str, range(32))), logits, labels)

@@ -346,8 +346,8 @@ from tdn_bench.cli import run_command
 from tdn_bench.train import main
 from tdn_bench.training import loop
 
-def validate(run, original=loop.validate):
-    scores = original(run)
+def validate(run, shown, original=loop.validate):
+    scores = original(run, shown)
     if run.ranks.is_first:
         scores.save(run.recipe.output / "scores.safetensors", {})
     return scores

@@ -209,7 +209,7 @@ def test_a_setting_that_decides_the_result_may_not_differ(
 
 def test_every_setting_is_compared_or_said_to_be_free(saved: Recipe) -> None:
     """A recipe's new field is compared until somebody says that it need not be."""
-    free = {"name", "output", "results", "resume", "overwrite", "allow_changes", "allow_outside"}
+    free = {"name", "output", "results", "resume", "overwrite", "allow_changes", "allow_outside", "track"}
     free |= {"dataset", "split", "labels", "manifest", "train_list", "val_list", "class_names"}  # data: digest, classes
     free |= {"workers", "device", "compile", "evaluate_every", "on_bad_clip", "max_bad_share", "verify_checksums"}
     state = run_state.read(saved.output)
