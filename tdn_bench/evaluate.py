@@ -12,19 +12,8 @@ import torch
 
 from pipelines.clip import ClipBatch, ClipSpec
 from pipelines.errors import printable
-from tdn_bench.cli import (
-    DataFlags,
-    LimitFlags,
-    LoaderFlags,
-    Network,
-    NetworkFlags,
-    parse,
-    pick_device,
-    run_command,
-    settings_of,
-)
-from tdn_bench.cli.config_file import begin_run
-from tdn_bench.cli.flags import counted_once
+from tdn_bench.cli import begin_run, parse, pick_device, run_command, settings_of
+from tdn_bench.cli.flags import DataFlags, LimitFlags, LoaderFlags, Network, NetworkFlags, counted_once
 from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.correctness.evaluation import evaluation_record, protocol_of, score
@@ -104,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_target(config.scores)
     if config.results is not None:
         check_folder("--results", config.results, make=False)
-    config.part.check()
     (network, spec), device = config.resolve(), pick_device(config.device)
     if config.results is not None:
         begin_run(config.results, "evaluate", config)
