@@ -1,4 +1,4 @@
-"""Train a table of networks by one recipe, and tabulate them beside the paper's rows."""
+"""Train a table of networks beside the paper's rows."""
 
 from __future__ import annotations
 

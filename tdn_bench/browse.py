@@ -1,4 +1,4 @@
-"""Write a contact sheet of what the network will see of a data set: segments, crops, flips, labels."""
+"""Draw what the network will see of a data set."""
 
 from __future__ import annotations
 

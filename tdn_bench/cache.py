@@ -1,4 +1,4 @@
-"""What is kept on this machine for later runs (engines, scans, synthetic videos), and how much; --prune removes it."""
+"""Show and prune what is kept on this machine."""
 
 from __future__ import annotations
 

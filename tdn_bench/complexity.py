@@ -1,4 +1,4 @@
-"""Multiply-adds, parameters, activations and arithmetic intensity of any network, beside published counts."""
+"""Count multiply-adds, parameters and memory traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way on synthetic videos: train TDN and TSN, measure every engine and loader, write a report."""
+"""Run the whole way on synthetic videos, to a report."""
 
 from __future__ import annotations
 

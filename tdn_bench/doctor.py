@@ -1,4 +1,4 @@
-"""What this machine can run; with a data set: what is wrong with it, and what loading it costs here."""
+"""Say what this machine can run, or what ails a data set."""
 
 from __future__ import annotations
 

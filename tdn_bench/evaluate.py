@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a checkpoint: one clip, or thirty views; saves the raw scores."""
+"""Measure the accuracy of a checkpoint."""
 
 from __future__ import annotations
 

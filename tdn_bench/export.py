@@ -1,4 +1,4 @@
-"""Writes a trained network to a file that other programs load, and checks that file."""
+"""Write a network to a file that other programs load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check, then measure, everything that a GPU machine can do; without a GPU, a dry run.
+"""Check and measure everything on a GPU machine.
 
 Each step runs in a process of its own and writes a record; a step that has passed with the same code, settings
 and versions is not run again, so that an interrupted run goes on where it stopped. Without a GPU the same steps

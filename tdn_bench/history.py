@@ -1,4 +1,4 @@
-"""A figure over commits, from all records below some folders: a table and a plot."""
+"""Plot a figure over commits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks, recipes and ablation tables by name."""
+"""Name the networks, recipes and ablation tables."""
 
 from __future__ import annotations
 

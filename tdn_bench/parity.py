@@ -1,4 +1,4 @@
-"""Do all video decoders return the same frames, and all engines compute the same network?"""
+"""Compare decoders, or engines, with a reference."""
 
 from __future__ import annotations
 

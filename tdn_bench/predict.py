@@ -1,4 +1,4 @@
-"""Say what is done in videos: files, folders and patterns in, the likeliest classes out."""
+"""Say what is done in videos."""
 
 from __future__ import annotations
 

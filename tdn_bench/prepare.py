@@ -1,4 +1,4 @@
-"""Scan a data set and write its manifest; say how many videos there are, which cannot be used, and why."""
+"""Scan a data set and write its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Get trained weights from the Hugging Face Hub, look through them, and put them into a folder."""
+"""Get trained weights from the Hugging Face Hub."""
 
 from __future__ import annotations
 

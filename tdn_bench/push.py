@@ -1,4 +1,4 @@
-"""Share trained weights on the Hugging Face Hub, with a model card made from the records of their runs."""
+"""Share trained weights on the Hugging Face Hub."""
 
 from __future__ import annotations
 

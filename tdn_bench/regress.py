@@ -1,4 +1,4 @@
-"""The regression gate: is this commit slower or less accurate than the baseline, or than another commit?"""
+"""Ask the gate: is this commit slower or less accurate?"""
 
 from __future__ import annotations
 

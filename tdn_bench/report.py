@@ -1,4 +1,4 @@
-"""An HTML page with charts, and a Markdown page, from a folder of records."""
+"""Write an HTML page with charts from records."""
 
 from __future__ import annotations
 

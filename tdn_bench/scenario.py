@@ -1,4 +1,4 @@
-"""MLPerf's scenarios and live streams: latency from the scheduled arrival, and the highest load that is in time."""
+"""Measure latency under load: MLPerf's scenarios, streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy from saved scores: of one file, of an ensemble of networks, the mean over splits."""
+"""Compute accuracy from saved scores, ensembles too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ms/video from file to label with one engine; --compare: which of two is faster."""
+"""Measure ms/video from file to label, or compare two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a network by a recipe: Something-Something, Kinetics, UCF101, HMDB51, your own folders, or the demo."""
+"""Train a network by a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Re-encode a data set's videos so that clips decode faster; frames keep their number, order and times."""
+"""Re-encode a data set so that clips decode faster."""
 
 from __future__ import annotations
 

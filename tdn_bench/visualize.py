@@ -1,4 +1,4 @@
-"""Shows where a network looks: Grad-CAM beside a baseline, TDN's differences and gates; pictures and videos."""
+"""Show where a network looks: Grad-CAM and motion."""
 
 from __future__ import annotations
 

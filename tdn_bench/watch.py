@@ -1,4 +1,4 @@
-"""Live view: what the network says of a camera, a stream or a file as it comes, with the latency of every label."""
+"""Label a camera, a stream or a file as it plays."""
 
 from __future__ import annotations
 
