@@ -38,6 +38,10 @@ def why_not_run(words: list[str]) -> str | None:
         return "not a command of this project"
     if words[1] in MINUTES:
         return "takes minutes; it has tests of its own"
+    if words[1] == "pull" or (words[1] == "push" and "--dry-run" not in words) or "hf-hub:" in " ".join(words):
+        return "asks the Hugging Face Hub"
+    if "--track" in words:
+        return "needs a tracker, which users install themselves"
     if "--compare" in words:
         return "takes turns for minutes; it has tests of its own"
     if words[1] == "train" and words[2] not in ("demo", "folders"):

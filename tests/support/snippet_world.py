@@ -68,7 +68,8 @@ def make_world(root: Path, data: Path) -> Path:
     shutil.copytree(ROOT / "results/amd-epyc-2core/demo", root / "results/machine/demo")
     shutil.copytree(ROOT / "results/amd-epyc-2core/demo", root / "runs/demo/records")
     shutil.copy(next((root / "results/machine/demo").glob("throughput-*.json")), root / "results/machine/RECORD.json")
-    (root / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "hubconf.py"):
+        (root / name).symlink_to(ROOT / name)
     (root / "results/amd-epyc-2core").symlink_to(ROOT / "results/amd-epyc-2core")
     return root
 
