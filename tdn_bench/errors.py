@@ -28,9 +28,8 @@ class _Console(logging.Handler):
     """What is said, on stderr as it is then; what nobody expected with its traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            for line in "".join(traceback.format_exception(record.exc_info[1])).splitlines():
-                say(line)
+        for line in getattr(record, "trace", ()):
+            say(line)
         say(record.getMessage())
 
 
@@ -110,9 +109,10 @@ def end(error: BaseException) -> int:
 
 def tell(said: str, error: BaseException, unexpected: bool = False) -> None:
     """Say why a command ends; with its traceback where it is unexpected, else that goes to the log file."""
-    log.error(said, exc_info=error if unexpected else None)
+    trace = [printable(line) for line in "".join(traceback.format_exception(error)).splitlines()]
+    log.error(printable(said), extra={"trace": trace if unexpected else []})
     if not unexpected:
-        log.debug("where that was", exc_info=error)
+        log.debug("where that was", extra={"trace": trace})
 
 
 def say(line: str) -> None:

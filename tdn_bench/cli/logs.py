@@ -138,7 +138,7 @@ def _kept(path: Path) -> Iterator[None]:
 class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
-        return super().formatMessage(record)
+        return "\n".join([super().formatMessage(record), *getattr(record, "trace", ())])
 
 
 class _File(logging.FileHandler):
