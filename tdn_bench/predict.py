@@ -72,11 +72,11 @@ class Predict:
 
     def check(self) -> Path:
         """The checkpoint. Raises UserError for flags that cannot be, before any work."""
+        check_ranges(self, top=(1, 100_000), limit=(1, 10**9), batch_size=(1, MAX_BATCH), workers=(1, max_workers()))
         if self.network.checkpoint is None:
             raise UserError("--checkpoint is missing: name the weights to predict with")
         if not self.videos:
             raise UserError("no videos named: give files, folders or patterns")
-        check_ranges(self, top=(1, 100_000), limit=(1, 10**9), batch_size=(1, MAX_BATCH), workers=(1, max_workers()))
         check_file("--output", self.output)
         where = str(device_of(self.engine, self.device))
         if self.engine == "none":

@@ -115,7 +115,7 @@ def to_toml(command: str, config: Any, leave_out: Collection[str] = OF_THE_CALL)
         value = f.default  # of an interface that is made from this very config
         if f.name in leave_out:
             continue
-        if value is None and f.kind is str:
+        if value is None and (f.kind is str or "none" in f.choices):
             lines.append(f"# {f.name}: left open")
             continue
         plain = _plain("none" if value is None else value)

@@ -16,8 +16,9 @@ from tyro.conf import Positional
 
 from engines import QUANTISED, EngineSpec, EngineUnavailable, quantisable
 from pipelines.errors import printable
-from tdn_bench.cli import pick_device
-from tdn_bench.cli.flags import MAX_CALIBRATION_CLIPS, check_memory
+from pipelines.label_files import class_lines
+from tdn_bench.cli import NetworkFlags, pick_device
+from tdn_bench.cli.flags import MAX_CALIBRATION_CLIPS, MAX_SEGMENTS, SIZES, check_memory
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.errors import UserError
 from tdn_bench.exporting.clips import Clips, find_videos, read_clips, synthetic_clips
@@ -89,15 +90,35 @@ class Export:
     which takes frames."""
     name: str | None = None
     """triton: the name that clients call. Default: the network's."""
+    model: str | None = None
+    """Network; `tdn-bench list` names them. Default: the checkpoint's, else tdn_resnet50."""
+    num_segments: int | None = None
+    """T, segments in a clip. Default: the checkpoint's, else the network's own."""
+    size: int | None = None
+    """Height and width of the input, in pixels. Default: the checkpoint's, else 224."""
+    class_names: Path | None = None
+    """File of class names, for a checkpoint that knows none (the authors'): one a line, in its order."""
 
-    def plan(self) -> Plan:
-        """Decide all that is open. Raises UserError, CheckpointError and EngineError for what cannot be."""
+    def check(self) -> None:
+        """Raise UserError for a number that cannot be."""
         check_ranges(
             self,
             batch_size=(1, MAX_BATCH),
             check_clips=(1, MAX_CHECK_CLIPS),
             calibration_clips=(1, MAX_CALIBRATION_CLIPS),
+            num_segments=(1, MAX_SEGMENTS),
+            size=SIZES,
         )
+
+    def load(self, device: torch.device) -> Trained:
+        """The network of the checkpoint and of the flags that overrule it."""
+        network = NetworkFlags(model=self.model, num_segments=self.num_segments, size=self.size)
+        names = None if self.class_names is None else class_lines(self.class_names)
+        return load_trained(self.checkpoint, network, device=device, classes=names)
+
+    def plan(self) -> Plan:
+        """Decide all that is open. Raises UserError, CheckpointError and EngineError for what cannot be."""
+        self.check()
         is_triton = self.format == "triton"
         for flag in ("backend", "preprocessing", "name"):
             if getattr(self, flag) is not None and not is_triton:
@@ -126,7 +147,7 @@ class Export:
             if paths:
                 find_videos(flag, paths)
         where = device if torch.cuda.is_available() else torch.device("cpu")  # TensorRT-RTX builds for absent GPUs
-        trained = load_trained(self.checkpoint, device=where)
+        trained = self.load(where)
         clip = trained.clip_spec()
         check_memory("batch_size", batch, clip)
         check_memory("check_clips", self.check_clips, clip)

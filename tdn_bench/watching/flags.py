@@ -66,11 +66,11 @@ class WatchFlags:
 
     def check(self) -> None:
         """Raise UserError for what cannot be, before anything is loaded."""
+        check_ranges(self, window_s=(0.1, 3600), window_frames=(1, 100_000), every_ms=(1, 1000 * DAY_S), top=(1, 1000))
+        check_ranges(self, seconds=(0.1, 365 * DAY_S), stall_s=(0.1, DAY_S), connect_s=(0.1, DAY_S))
         source = find_source(self.source)
         if source.kind != "file" and not self.realtime:
             raise UserError(f"--no-realtime {source.shown}: only a file waits; a camera and a stream do not")
-        check_ranges(self, window_s=(0.1, 3600), window_frames=(1, 100_000), every_ms=(1, 1000 * DAY_S), top=(1, 1000))
-        check_ranges(self, seconds=(0.1, 365 * DAY_S), stall_s=(0.1, DAY_S), connect_s=(0.1, DAY_S))
         if self.network.checkpoint is None:
             raise UserError("say what to label with: --checkpoint FILE, as `tdn-bench train` writes it")
         for name, path in (("--overlay", self.overlay), ("--json", self.json)):

@@ -14,7 +14,9 @@ NEEDED = {
     "ablate": ["ordering"],
     "browse": ["sthv2"],
     "evaluate": ["--checkpoint", "x"],
+    "export": ["x", "--format", "onnx"],
     "history": ["x"],
+    "predict": ["x", "--checkpoint", "x"],
     "prepare": ["lists", "--train-list", "x", "--val-list", "x"],
 }
 
