@@ -17,12 +17,14 @@ from pipelines.video import VIDEO_SUFFIXES
 @dataclass
 class Found:
     """The videos of some folders, in natural order (clip2 before clip10), folder by folder; how many other files were
-    passed over, by suffix; and the links to folders that were not followed: read before, or outside."""
+    passed over, by suffix; the links to folders that were not followed: read before, or outside; and of the names that
+    a user gave (`find_named`) those at which nothing lies, or a folder without a video."""
 
     videos: list[str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     again: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
 
     def add(self, folder: str, inside: Inside | None = None) -> None:
@@ -82,15 +84,19 @@ def find_named(names: Iterable[str]) -> Found:
     list: the scan says so."""
     found, order = Found(), dict[str, str]()
     for name in names:
-        for path in [name] if os.path.lexists(name) else _matches(name) or [name]:
+        paths = [name] if os.path.lexists(name) else _matches(name)
+        if not paths:
+            found.empty.append(name)
+        for path in paths or [name]:
             if os.path.isdir(path):
                 some = Found()
                 some.add(path)
                 found.ignored += some.ignored
-                paths = some.videos or [path]
+                if not some.videos:
+                    found.empty.append(path)
             else:
-                paths = [path]
-            for video in paths:
+                some = Found([path])
+            for video in some.videos or [path]:
                 order.setdefault(os.path.abspath(video), video)
     found.videos = list(order.values())
     return found

@@ -19,6 +19,7 @@ from pipelines.processes import max_workers
 from tdn_bench.cli import NetworkFlags, parse, run_command
 from tdn_bench.cli.progress import progress
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
+from tdn_bench.cli.videos import named_videos
 from tdn_bench.cli.workload import EngineName, Precision
 from tdn_bench.errors import UserError
 from tdn_bench.prediction import Writer, check_not_read, open_output
@@ -108,7 +109,7 @@ class Predict:
             batch_size=min(self.batch_size, self.views * num_videos),
             classes=None if self.class_names is None else class_lines(self.class_names),
             network=self.network,
-            calibrate_on=find_named(self.calibrate_on).videos,
+            calibrate_on=named_videos("--calibrate-on", self.calibrate_on),
             workers=self.workers,
         )
 

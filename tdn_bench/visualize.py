@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pipelines.errors import BadClip, printable
+from pipelines.finding import find_named, passed_over
 from pipelines.scan import as_video
 from tdn_bench.cli import parse, pick_device, run_command
 from tdn_bench.cli.progress import progress
@@ -19,7 +20,7 @@ from tdn_bench.errors import UserError
 from tdn_bench.records import check_folder
 from tdn_bench.visualizing.grad_cam import Stage
 from tdn_bench.visualizing.looking import SHOWN, Looker, load_subjects
-from tdn_bench.visualizing.writing import FORMATS, check_formats, stems, write
+from tdn_bench.visualizing.writing import FORMATS, check_formats, not_written, stems, write
 
 EXIT_BAD_VIDEOS = 1
 EXAMPLES = (
@@ -31,13 +32,13 @@ EXAMPLES = (
 COMMON = ("videos", "checkpoint", "against", "stage", "class_name", "show", "format", "output")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Visualize:
     """Show where a network looks in videos: a strip of pictures of each, or an animation. A video that cannot be used
     is named; the others are done, and the exit status is 1."""
 
-    videos: Positional[tuple[Path, ...]]
-    """Video files, or folders of JPEG frames."""
+    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO…")] = ()
+    """Files, folders, quoted patterns. A folder with all below it; one of JPEG frames is a video; 'videos/**/*.mp4'."""
     checkpoint: Path
     """Trained weights (.safetensors)."""
     against: UseAppendAction[tuple[Path, ...]] = ()
@@ -61,18 +62,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Visualize, argv, "visualize", examples=EXAMPLES, common=COMMON)
     show, formats = chosen("--show", config.show, SHOWN), chosen("--format", config.format, FORMATS)
     if not config.videos:
-        raise UserError("no video named; name video files, or folders of JPEG frames")
+        raise UserError("no videos named: give files, folders or patterns")
     check_formats(formats)
     check_folder("--output", config.output, make=False)
     device = pick_device(config.device)
     subjects = load_subjects([config.checkpoint, *config.against], device)
     target = find_class(config.class_name, subjects[0].trained.classes)
+    found = find_named(config.videos)
+    videos = not_written(found.videos, config.output)
+    if note := passed_over(found.ignored):
+        print(note, file=sys.stderr)
+    if earlier := len(found.videos) - len(videos):
+        print(f"passed over as written by an earlier run: {earlier}", file=sys.stderr)
+    if not videos:
+        raise UserError("no video is left; name others")
     bad = 0
     with (
         Looker.open(subjects, stage=config.stage, show=show, target=target, device=device) as looker,
-        progress("Visualizing", len(config.videos), "videos") as advance,
+        progress("Visualizing", len(videos), "videos") as advance,
     ):
-        for path, stem in zip(config.videos, stems(config.videos), strict=True):
+        for path, stem in zip(videos, stems(videos), strict=True):
             try:
                 looked = looker.look(as_video(path))
             except BadClip as e:
@@ -83,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(printable(f"{path}: {looked.line}: {', '.join(map(str, written))}"), flush=True)
             advance(1)
     if bad:
-        print(f"{bad} of {len(config.videos)} videos could not be used", file=sys.stderr)
+        print(f"{bad} of {len(videos)} videos could not be used", file=sys.stderr)
         raise SystemExit(EXIT_BAD_VIDEOS)
 
 

@@ -22,6 +22,7 @@ from pipelines.processes import cores
 from tdn_bench.cli import DataFlags, LoaderFlags, NetworkFlags, pick_device
 from tdn_bench.cli.progress import tracked
 from tdn_bench.cli.ranges import MAX_SEED, check_ranges
+from tdn_bench.cli.videos import named_videos
 from tdn_bench.correctness.decoder_checks import SPEC, Case, check_video
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores, score_differences
@@ -37,8 +38,8 @@ class Decoders:
     pictures."""
 
     data: DataFlags = field(default_factory=DataFlags)
-    videos: tuple[Path, ...] = ()
-    """Videos, or folders of frames, to compare as well."""
+    videos: tuple[str, ...] = ()
+    """Videos to compare as well. Files, folders and quoted patterns."""
     checkpoint: Path | None = None
     """Also compare this network's predictions on the data set's videos, decoder by decoder."""
     subset: Literal["train", "validation", "test"] = "validation"
@@ -93,6 +94,7 @@ def compare_decoders(config: Decoders) -> DecoderParity:
     """Frames and pixels of the odd clips and of all videos that the flags name. Raises UserError for flags that name
     nothing to compare, DataError for what is wrong with the data set."""
     device = pick_device(config.device)
+    named = [as_video(Path(path), path) for path in named_videos("--videos", config.videos)]
     manifest, drawn = _open_data(config)
     with ExitStack() as stack:
         decoders = open_decoders(SPEC, device, config.data.workers or cores())
@@ -103,7 +105,6 @@ def compare_decoders(config: Decoders) -> DecoderParity:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="odd-clips-"))
             for clip in tracked(make_odd_clips(Path(folder)), "Comparing", None, "odd clips"):
                 cases.append(check_video(as_video(clip.path, clip.name), decoders, config.seed, clip))
-        named = [as_video(path, str(path)) for path in config.videos]
         videos = [*named, *(drawn or ())]
         cases += [check_video(video, decoders, config.seed) for video in tracked(videos, "Comparing", len(videos))]
     return DecoderParity(tuple(decoders), cases, device, manifest, drawn)
@@ -111,9 +112,6 @@ def compare_decoders(config: Decoders) -> DecoderParity:
 
 def _open_data(config: Decoders) -> tuple[Manifest | None, Videos | None]:
     """The data set that the flags name, if any, and the videos drawn from it. Raises UserError."""
-    for path in config.videos:
-        if not path.exists():
-            raise UserError(f"--videos {path}: no such file or folder")
     if not config.data.named and config.data.val_list is None:
         if config.checkpoint is not None:
             raise UserError("--checkpoint needs labelled videos; name them by --data DIR or --manifest FILE")

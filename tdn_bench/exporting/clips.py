@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip, printable
-from pipelines.label_files import VIDEO_SUFFIXES
 from pipelines.loader import create_decoder
 from pipelines.plan import plan_evaluation
 from pipelines.processes import cores
@@ -20,6 +19,7 @@ from pipelines.sampling import evenly_spaced
 from pipelines.scan import as_video
 from pipelines.synthetic import VALIDATION_START, draw_scene, encode, render
 from pipelines.video import OK, Video
+from tdn_bench.cli.videos import named_videos
 from tdn_bench.errors import UserError
 
 
@@ -32,32 +32,11 @@ class Clips:
     source: str
 
 
-def find_videos(flag: str, paths: Sequence[Path]) -> list[Path]:
-    """The videos that a flag names: files, folders of JPEG frames, and what folders hold of both, in their order.
-    Raises UserError for a path that is not there, and where there is none."""
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{flag} {printable(str(path))}: no such file or folder")
-        if not path.is_dir():
-            found.append(path)
-            continue
-        below = [path, *sorted(path.rglob("*"))]
-        found += [p for p in below if (_holds_jpegs(p) if p.is_dir() else p.suffix.lower() in VIDEO_SUFFIXES)]
-    if not found:
-        raise UserError(f"{flag} {' '.join(printable(str(path)) for path in paths)}: holds no video")
-    return found
-
-
-def _holds_jpegs(folder: Path) -> bool:
-    return any(entry.suffix.lower() in (".jpg", ".jpeg") for entry in folder.iterdir())
-
-
-def read_clips(flag: str, paths: Sequence[Path], spec: ClipSpec, most: int) -> Clips:
+def read_clips(flag: str, names: Sequence[str], spec: ClipSpec, most: int) -> Clips:
     """One centred clip of each of `most` videos at most, spread over those that are found. What cannot be used is named
     on stderr and left out; raises UserError where nothing is left."""
-    found = evenly_spaced(find_videos(flag, paths), most)
-    clips = decode([as_video(path) for path in found], spec)
+    found = evenly_spaced(named_videos(flag, names), most)
+    clips = decode([as_video(Path(video)) for video in found], spec)
     if not clips:
         raise UserError(f"{flag}: none of its {len(found)} videos can be used")
     frames, videos = zip(*clips, strict=True)

@@ -20,8 +20,9 @@ from pipelines.label_files import class_lines
 from tdn_bench.cli import NetworkFlags, pick_device
 from tdn_bench.cli.flags import MAX_CALIBRATION_CLIPS, MAX_SEGMENTS, SIZES, check_memory
 from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
+from tdn_bench.cli.videos import named_videos
 from tdn_bench.errors import UserError
-from tdn_bench.exporting.clips import Clips, find_videos, read_clips, synthetic_clips
+from tdn_bench.exporting.clips import Clips, read_clips, synthetic_clips
 from tdn_bench.exporting.formats import FORMATS, ExportFormat
 from tdn_bench.exporting.job import (
     check_loaded,
@@ -71,12 +72,13 @@ class Export:
     """The file, or a folder for it; triton: the model repository. Default: below runs/export."""
     overwrite: bool = False
     """Replace what is there already."""
-    check_on: tuple[Path, ...] = ()
-    """Videos, folders of JPEG frames, or folders of both, to check the file on. Default: synthetic clips."""
+    check_on: tuple[str, ...] = ()
+    """Videos to check the file on. Files, folders and quoted patterns, as predict takes them. Default: synthetic
+    clips."""
     check_clips: int = 8
     """At most this many of them, spread over all."""
-    calibrate_on: tuple[Path, ...] = ()
-    """For int8 and fp8: videos of the kind that the network will see, or folders of them."""
+    calibrate_on: tuple[str, ...] = ()
+    """For int8 and fp8. Videos of the kind that the network will see: files, folders and quoted patterns."""
     calibration_clips: int = 64
     """At most this many of them, spread over all."""
     exclude_layers: tuple[str, ...] = ()
@@ -143,9 +145,8 @@ class Export:
             raise UserError(f"--exclude-layers: {self.precision} quantises no layer; leave it out")
         if self.precision in QUANTISED and not self.calibrate_on:
             raise UserError(f"--precision {self.precision} is calibrated on clips: name some by --calibrate-on DIR")
-        for flag, paths in (("--check-on", self.check_on), ("--calibrate-on", self.calibrate_on)):
-            if paths:
-                find_videos(flag, paths)
+        named_videos("--check-on", self.check_on)
+        named_videos("--calibrate-on", self.calibrate_on)
         where = device if torch.cuda.is_available() else torch.device("cpu")  # TensorRT-RTX builds for absent GPUs
         trained = self.load(where)
         clip = trained.clip_spec()

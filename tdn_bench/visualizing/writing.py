@@ -21,6 +21,7 @@ from tdn_bench.visualizing.panels import Panel
 Format = Literal["png", "mp4", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SECONDS_PER_SEGMENT = Fraction(1, 2)
+ENDING = "-visualized"  # of the names of all files that are written
 MOST_BYTES = 100  # of a name's part that comes from the video's
 
 
@@ -40,6 +41,12 @@ def check_formats(formats: Sequence[Format]) -> None:
             raise UserError("--format webp: this Pillow cannot write WebP; use --format mp4")
 
 
+def not_written(videos: Iterable[str], folder: Path) -> list[Path]:
+    """The videos but for the animations that `write` may have put into `folder`: a folder of videos may hold it."""
+    output = folder.resolve()
+    return [v for v in map(Path, videos) if not (v.stem.endswith(ENDING) and v.parent.resolve() == output)]
+
+
 def stems(videos: Sequence[Path]) -> list[str]:
     """A name for the pictures of each video, that any file system takes: the video's, with a number where another video
     has the same (or differs by case alone). None is one of the videos' own."""
@@ -49,7 +56,7 @@ def stems(videos: Sequence[Path]) -> list[str]:
         plain = (
             re.sub(r"[^\w.-]+", "-", video.stem).strip("-.").encode()[:MOST_BYTES].decode(errors="ignore") or "video"
         )
-        names = (f"{plain}{number}-visualized" for number in chain([""], (f"-{n}" for n in count(2))))
+        names = (f"{plain}{number}{ENDING}" for number in chain([""], (f"-{n}" for n in count(2))))
         name = next(n for n in names if n.casefold() not in taken)
         taken.add(name.casefold())
         found.append(name)

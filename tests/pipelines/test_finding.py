@@ -82,6 +82,8 @@ def test_what_a_user_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_named(["odd [1].mp4", "f/"]).videos == ["odd [1].mp4", "f/"]  # no pattern: the file is there
     assert find_named(["**/*.avi", "f/**", "none*"]).videos == ["d/deep/1.avi", "f/", "none*"]
     assert find_named(["d"]).ignored == {".txt": 1}
+    make(tmp_path, "hollow/in/notes.txt")
+    assert find_named(["d", "hollow", "f", "gone.mp4", "none*", "any.dat"]).empty == ["hollow", "gone.mp4", "none*"]
 
 
 @pytest.mark.parametrize(

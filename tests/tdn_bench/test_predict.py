@@ -143,6 +143,10 @@ def test_ctrl_c_leaves_no_cut_file(checkpoint, videos):
         (["x.mp4", "--batch-size", "0"], "--batch-size 0"),
         (["x.mp4", "--precision", "int8", "--engine", "onnx"], "--precision int8 is calibrated on videos"),
         (["x.mp4", "--calibrate-on", "v"], "--calibrate-on is for --precision int8 and fp8"),
+        (
+            ["x.mp4", "--precision", "int8", "--engine", "onnx", "--calibrate-on", "v", "no*"],
+            "--calibrate-on no*: no such file or folder",
+        ),
         (["x.mp4", "--precision", "tf32"], "has no tf32 on cpu"),
         (["x.mp4", "--engine", "none"], "--engine none: predicts nothing"),
         (["x.mp4", "--engine", "trt"], "trt"),

@@ -186,6 +186,8 @@ REFUSED = [
     (("--format", "onnx", "--check-clips", -3), "--check-clips -3: must be from 1"),
     (("--format", "onnx", "--check-on", "nowhere"), "--check-on nowhere: no such file or folder"),
     (("--format", "onnx", "--check-on", "empty"), "--check-on empty: holds no video"),
+    (("--format", "onnx", "--check-on", "none*.mp4"), "--check-on none*.mp4: no such file or folder"),
+    (("--format", "onnx", "--precision", "int8", "--calibrate-on", "no-*", "empty"), "--calibrate-on empty: holds no"),
     (("--format", "onnx", "--check-on", "no-video.mp4"), "none of its 1 videos can be used"),
     (("--format", "onnx", "--name", "tdn"), "--name goes with --format triton"),
     (("--format", "onnx", "--exclude-layers", "x"), "fp32 quantises no layer"),

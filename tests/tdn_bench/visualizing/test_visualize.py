@@ -74,6 +74,21 @@ def test_bad_videos_are_named_and_the_others_done(capsys, tmp_path, clip, checkp
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["my-clip-visualized.png"]
 
 
+def test_videos_are_named_by_folders_and_patterns(capsys, tmp_path, monkeypatch, clip, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    earlier = "v/pictures/a-visualized.webm"
+    for name in ("v/clip 10.webm", "v/clip 9.webm", "v/deep/1.webm", "other/x.webm", "v/notes.txt", earlier):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(clip.read_bytes())
+    flags = ["--checkpoint", checkpoint("tsn"), "--output", "v/pictures"]
+    status, out, err = run(capsys, "v", "o*/*.webm", "v/clip 9.webm", *flags)
+    assert (status, err) == (0, "passed over as no videos: 1 .txt\npassed over as written by an earlier run: 1\n")
+    named = ["v/clip 9.webm", "v/clip 10.webm", "v/deep/1.webm", "other/x.webm"]
+    assert [line.partition(":")[0] for line in out.splitlines()] == named
+    status, out, err = run(capsys, earlier, *flags)
+    assert (status, out, err.splitlines()[-1]) == (2, "", "error: no video is left; name others")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
