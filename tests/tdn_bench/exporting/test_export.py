@@ -183,7 +183,7 @@ REFUSED = [
     (("--format", "onnx", "--precision", "int8"), "name some by --calibrate-on"),
     (("--format", "onnx", "--batch-size", 0), "--batch-size 0: must be from 1"),
     (("--format", "onnx", "--batch-size", 1, "--dynamic-batch"), "give 2 or more"),
-    (("--format", "onnx", "--check-clips", -3), "--check-clips -3: must be from 1"),
+    (("--format", "onnx", "--check-clips", -3), "--check-clips -3: must not be negative"),
     (("--format", "onnx", "--check-on", "nowhere"), "--check-on nowhere: no such file or folder"),
     (("--format", "onnx", "--check-on", "empty"), "--check-on empty: holds no video"),
     (("--format", "onnx", "--check-on", "none*.mp4"), "--check-on none*.mp4: no such file or folder"),
