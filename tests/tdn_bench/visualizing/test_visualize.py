@@ -89,6 +89,14 @@ def test_videos_are_named_by_folders_and_patterns(capsys, tmp_path, monkeypatch,
     assert (status, out, err.splitlines()[-1]) == (2, "", "error: no video is left; name others")
 
 
+def test_no_video_that_can_be_used_is_an_error(capsys, tmp_path, checkpoint):
+    flags = ["--checkpoint", checkpoint("tsn"), "--output", tmp_path / "out"]
+    status, out, err = run(capsys, tmp_path / "nowhere.mp4", *flags)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "error: no video could be used, of 1"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
