@@ -22,7 +22,7 @@ from pipelines.ledger import IDLE, OFF, Ledger
 from pipelines.manifest import Videos
 from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training, replacement, shard
 from pipelines.processes import cores
-from pipelines.video import OK
+from pipelines.video import OK, Video
 
 Place = tuple[int, int]  # position in the split, epoch
 MAX_REPLACEMENTS = 32  # for one place: enough where half of the videos are bad
@@ -68,6 +68,13 @@ def create_decoder(
 
         return DaliDecoder(spec, device, workers, verify, ledger)
     raise DataError(f"unknown loader backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
+def decode_videos(decoder: Decoder, videos: Sequence[Video], spec: ClipSpec) -> list[Tensor | BadClip]:
+    """The views that an evaluation takes of each scanned video, uint8 (views·T, L, H, W, C), or why it has none."""
+    plans = [plan_evaluation(video, spec) for video in videos if video.file.status == OK]
+    decoded = iter(decoder(plans) if plans else ())
+    return [next(decoded) if v.file.status == OK else BadClip(v.id, v.path, v.file.status) for v in videos]
 
 
 class ClipLoader:

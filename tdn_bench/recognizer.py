@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,12 +25,11 @@ from pipelines.clip import ClipSpec
 from pipelines.cpu import clip_of_frames
 from pipelines.errors import BadClip
 from pipelines.label_files import check_classes
-from pipelines.loader import Decoder, create_decoder
-from pipelines.plan import plan_evaluation
+from pipelines.loader import Decoder, create_decoder, decode_videos
 from pipelines.processes import cores
 from pipelines.sampling import evenly_spaced
 from pipelines.scan import as_video
-from pipelines.video import OK, Video
+from pipelines.video import Video
 from tdn_bench.checkpoint import CheckpointError, are_numbers, count_classes, known_classes, read_metadata
 from tdn_bench.cli import BuildFlags, Network, NetworkFlags, pick_device
 from tdn_bench.cli.flags import check_memory
@@ -165,16 +164,11 @@ class Recognizer:
     ) -> list[tuple[Video, Tensor | BadClip]]:
         """Scan and decode some videos; `each` maps over them."""
         rows = list(each(_scanned, videos))
-        plans = [plan_evaluation(row, self.spec) for row in rows if row.file.status == OK]
-        clips: Iterator[Tensor | BadClip] = iter(())
-        if plans:
-            with self._turn:
-                clips = iter(self.decoder(plans))
-                if self.decoder.device.type == "cuda":  # finished, before another thread's stream reads it
-                    torch.cuda.current_stream(self.decoder.device).synchronize()
-        return [
-            (row, next(clips) if row.file.status == OK else BadClip(row.id, row.path, row.file.status)) for row in rows
-        ]
+        with self._turn:
+            clips = decode_videos(self.decoder, rows, self.spec)
+            if self.decoder.device.type == "cuda":  # finished, before another thread's stream reads it
+                torch.cuda.current_stream(self.decoder.device).synchronize()
+        return list(zip(rows, clips, strict=True))
 
     def _answers(self, clips: list[tuple[Video, Tensor | BadClip]]) -> Iterator[Prediction | BadClip]:
         """Run the engine on the clips of some videos together."""
@@ -287,13 +281,8 @@ def read_clips(videos: Sequence[str | Path], spec: ClipSpec, workers: int | None
     """The centred clips of some videos, for calibration: batches of uint8 frames (B, T, L, H, W, C). Raises BadClip for
     the first that cannot be used."""
     centred = replace(spec, num_clips=1, num_crops=1)
-    rows = [_scanned(video) for video in videos]
-    decoder = create_decoder("pyav", centred, torch.device("cpu"), workers or cores())
-    try:
-        clips = decoder([plan_evaluation(row, centred) for row in rows if row.file.status == OK])
-    finally:
-        decoder.close()
-    bad = [BadClip(row.id, row.path, row.file.status) for row in rows if row.file.status != OK]
-    if bad := bad + [clip for clip in clips if isinstance(clip, BadClip)]:
+    with closing(create_decoder("pyav", centred, torch.device("cpu"), workers or cores())) as decoder:
+        clips = decode_videos(decoder, list(map(_scanned, videos)), centred)
+    if bad := [clip for clip in clips if isinstance(clip, BadClip)]:
         raise bad[0]
     return list(torch.stack([clip for clip in clips if isinstance(clip, Tensor)]).split(CALIBRATION_BATCH))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,12 @@ from torch import Tensor
 
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip, printable
-from pipelines.loader import create_decoder
-from pipelines.plan import plan_evaluation
+from pipelines.loader import create_decoder, decode_videos
 from pipelines.processes import cores
 from pipelines.sampling import evenly_spaced
 from pipelines.scan import as_video
 from pipelines.synthetic import VALIDATION_START, draw_scene, encode, render
-from pipelines.video import OK, Video
+from pipelines.video import Video
 from tdn_bench.cli.videos import named_videos
 from tdn_bench.errors import UserError
 
@@ -45,19 +45,14 @@ def read_clips(flag: str, names: Sequence[str], spec: ClipSpec, most: int) -> Cl
 
 def decode(videos: Sequence[Video], spec: ClipSpec, backend: str = "auto") -> list[tuple[Tensor, Video]]:
     """The clip, uint8 (T, L, H, W, C), and row of each video that can be used; a line on stderr for each other."""
-    usable = [video for video in videos if video.file.status == OK]
-    decoder = create_decoder(backend, spec, torch.device("cpu"), cores())
-    try:
-        decoded = decoder([plan_evaluation(video, spec) for video in usable])
-    finally:
-        decoder.close()
-    bad = [BadClip(video.id, video.path, video.file.status) for video in videos if video.file.status != OK]
-    for clip in (*bad, *decoded):
+    with closing(create_decoder(backend, spec, torch.device("cpu"), cores())) as decoder:
+        decoded = decode_videos(decoder, videos, spec)
+    for clip in decoded:
         if isinstance(clip, BadClip):
             print(f"not used: {printable(str(clip))}", file=sys.stderr)
     return [
         (clip.unflatten(0, (-1, spec.num_segments))[0], video)
-        for video, clip in zip(usable, decoded, strict=True)
+        for video, clip in zip(videos, decoded, strict=True)
         if not isinstance(clip, BadClip)
     ]
 
