@@ -101,8 +101,12 @@ class Prediction:
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The `k` likeliest classes with their probabilities, likeliest first; all of them where there are fewer."""
+        return [(name, p) for _, name, p in self.ranked(k)]
+
+    def ranked(self, k: int) -> list[tuple[int, str, float]]:
+        """As `top`, with each class's place in the order of the logits before its name."""
         values, places = self.probabilities.topk(min(k, len(self.classes)))
-        return [(self.classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
+        return [(i, self.classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
 
 
 class Recognizer:

@@ -72,23 +72,17 @@ class Writer:
         self.file.flush()
 
 
-def _ranked(answer: Prediction, top: int) -> list[tuple[int, str, float]]:
-    """(index, name, probability) of the likeliest classes, likeliest first."""
-    values, places = answer.probabilities.topk(min(top, len(answer.classes)))
-    return [(i, answer.classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
-
-
 def _as_object(video: str, answer: Answer, top: int) -> dict[str, object]:
     if isinstance(answer, BadClip):
         return {"video": video, "error": answer.reason}
-    ranked = _ranked(answer, top)
+    ranked = answer.ranked(top)
     return {"video": video, "top": [{"class": name, "class_index": i, "probability": p} for i, name, p in ranked]}
 
 
 def _as_rows(video: str, answer: Answer, top: int) -> list[tuple[object, ...]]:
     if isinstance(answer, BadClip):
         return [(video, "", "", "", "", answer.reason)]
-    return [(video, rank, name, i, p, "") for rank, (i, name, p) in enumerate(_ranked(answer, top), 1)]
+    return [(video, rank, name, i, p, "") for rank, (i, name, p) in enumerate(answer.ranked(top), 1)]
 
 
 def _csv_lines(rows: list[tuple[object, ...]]) -> str:
@@ -99,6 +93,6 @@ def _csv_lines(rows: list[tuple[object, ...]]) -> str:
 
 def _as_text(video: str, answer: Prediction, top: int) -> Text:
     text = Text(printable(video), style="bold")
-    for rank, (_, name, p) in enumerate(_ranked(answer, top)):
+    for rank, (_, name, p) in enumerate(answer.ranked(top)):
         text.append(f"\n  {100 * p:5.1f} %  {printable(name)}", style="not bold" if rank else "not bold green")
     return text

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pipelines.clip import ClipSpec
 from pipelines.errors import BadClip
-from pipelines.loader import Decoder, create_decoder
+from pipelines.loader import Decoder, create_decoder, decode_videos
 from pipelines.plan import ClipPlan, plan_evaluation
 from pipelines.processes import cores
-from pipelines.video import OK, Video
+from pipelines.video import Video
 from tdn_bench.checkpoint import match_classes
 from tdn_bench.errors import UserError
 from tdn_bench.models import SegmentNetwork
@@ -126,11 +126,8 @@ class Looker:
     def read(self, video: Video, subject: Subject) -> Clip:
         """Decode a subject's clip of a scanned video, and ask the network. Raises BadClip, UserError for logits that
         are not finite."""
-        if video.file.status != OK:
-            raise BadClip(video.id, video.path, video.file.status)
         spec = subject.trained.clip_spec()
-        plan = plan_evaluation(video, spec)
-        [frames] = self.decoders[spec]([plan])
+        [frames] = decode_videos(self.decoders[spec], [video], spec)
         if isinstance(frames, BadClip):
             raise frames
         frames = frames[None].to(self.device)
@@ -138,7 +135,7 @@ class Looker:
             logits = subject.trained.classifier(frames)[0].cpu().double()
         if not logits.isfinite().all():
             raise UserError(f"{subject.trained.network.checkpoint}: gives logits that are not finite; train it again")
-        return Clip(plan, frames, logits.softmax(0)[list(subject.places)])
+        return Clip(plan_evaluation(video, spec), frames, logits.softmax(0)[list(subject.places)])
 
     def heat(self, subject: Subject, clip: Clip, target: int) -> tuple[np.ndarray, np.ndarray]:
         """Grad-CAM for a class of the first subject over a clip's pictures: float32 (M, H, W), and which of the T·L
