@@ -27,7 +27,7 @@ EXAMPLES = (
     "tdn-bench visualize clip.mp4 --checkpoint runs/demo/tdn/best.safetensors",
     "tdn-bench visualize clip.mp4 --checkpoint runs/demo/tdn/best.safetensors --against runs/demo/tsn/best.safetensors",
     "tdn-bench visualize clip.mp4 --checkpoint runs/demo/tdn/best.safetensors --show grad-cam,differences,gates",
-    "tdn-bench visualize clip.mp4 --checkpoint runs/demo/tdn/best.safetensors --format mp4,webp --output pictures",
+    "tdn-bench visualize videos/ --checkpoint runs/demo/tdn/best.safetensors --format mp4,webp --output pictures",
 )
 COMMON = ("videos", "checkpoint", "against", "stage", "class_name", "show", "format", "output")
 
