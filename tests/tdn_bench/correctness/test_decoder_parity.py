@@ -273,7 +273,7 @@ def test_psnr() -> None:
         (["--no-odd-clips"], "nothing to compare"),
         (["--videos", "nowhere.mp4"], "--videos nowhere.mp4: no such file"),
         (["--checkpoint", "a.safetensors"], "--checkpoint needs labelled videos"),
-        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--limit", "0"], "--limit 0: must be from 1"),
         (["--device", "tpu"], "--device tpu"),
     ],
 )
