@@ -1,4 +1,4 @@
-"""Say what is done in videos."""
+"""Say what happens in videos."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXIT_SOME_BAD = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Say what is done in videos. The checkpoint knows its network, its clips and its classes. A video that cannot be
+    """Say what happens in videos. The checkpoint knows its network, its clips and its classes. A video that cannot be
     used is named on stderr, and the others are answered: exit status 1."""
 
     videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO…")] = ()

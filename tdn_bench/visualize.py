@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 written = write(looked, config.output, stem, formats)
                 print(printable(f"{path}: {looked.line}: {', '.join(map(str, written))}"), flush=True)
             advance(1)
+    if bad == len(config.videos):
+        raise UserError(f"no video could be used, of {bad}")
     if bad:
         print(f"{bad} of {len(config.videos)} videos could not be used", file=sys.stderr)
         raise SystemExit(EXIT_BAD_VIDEOS)

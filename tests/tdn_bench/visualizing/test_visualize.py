@@ -74,6 +74,14 @@ def test_bad_videos_are_named_and_the_others_done(capsys, tmp_path, clip, checkp
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["my-clip-visualized.png"]
 
 
+def test_no_video_that_can_be_used_is_an_error(capsys, tmp_path, checkpoint):
+    flags = ["--checkpoint", checkpoint("tsn"), "--output", tmp_path / "out"]
+    status, out, err = run(capsys, tmp_path / "nowhere.mp4", *flags)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "error: no video could be used, of 1"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
