@@ -90,6 +90,13 @@ def test_every_room_is_in_the_plan() -> None:
     assert len(COMMANDS) > 15
 
 
+def test_contributing_draws_the_same_arrows() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = " ".join(line.removeprefix("> ") for line in page.splitlines() if line.startswith("> "))
+    rooms = [level for level in ORDER if level != ("tdn_bench",)]  # the package's own name is no room
+    assert drawn == " → ".join(", ".join(level) for level in rooms)
+
+
 def test_no_circle() -> None:
     """Depth first: a module that is met again while what it imports is still being visited closes a circle."""
     done: set[str] = set()

@@ -44,7 +44,8 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
     """Raise UserError unless the number of a flag, if it is given, is from `low` to `high`. NaN is not."""
     if value is not None and not low <= value <= high:
         text = str(value) if len(str(value)) <= 24 else f"{value!s:.20}…"
-        raise UserError(f"{flag(name)} {text}: must be from {low:g} to {high:g}")
+        ends = [str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high)]
+        raise UserError(f"{flag(name)} {text}: must be from {ends[0]} to {ends[1]}")
 
 
 def as_flags(config: Any, leave_out: Collection[str] = ()) -> list[list[str]]:

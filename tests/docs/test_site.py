@@ -39,10 +39,16 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert not wrong
 
 
-def test_the_index_names_every_page_and_every_command() -> None:
+def test_the_index_names_every_page_and_every_command_once() -> None:
     index = (DOCS / "index.md").read_text()
     assert [page.name for page in GUIDES if f"({page.name}" not in index] == []
-    assert [name for name in commands() if f"| `{name}` |" not in index] == []
+    assert [name for name in commands() if index.count(f"| `{name}` |") != 1] == []
+
+
+def test_the_table_of_machines_names_every_folder_of_results_once() -> None:
+    folders = [path.name for path in (ROOT / "results").iterdir() if path.is_dir()]
+    page = (ROOT / "results/README.md").read_text()
+    assert [name for name in folders if page.count(f"| [{name}]({name}) |") != 1] == []
 
 
 class Links(HTMLParser):

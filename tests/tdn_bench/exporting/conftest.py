@@ -14,8 +14,8 @@ from tdn_bench.models import create_model
 
 HOSTILE = (
     'a "quoted" name',
-    "two\nlines",
-    "tab\tand \\ backslash",
+    "turned \u202e round",
+    "no \\n line, one \\ backslash",
     "<script>alert(1)</script>",
     "naïve: 3:4",
     "' }",

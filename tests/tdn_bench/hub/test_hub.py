@@ -231,7 +231,7 @@ def test_a_card_from_an_evaluation(checkpoint, motion_data, capsys):
     write_tensors(Path("own.safetensors"), tensors, notes | {"classes": classes})
     flags = ["--checkpoint", "own.safetensors", "--data", str(motion_data), "--device", "cpu", "--limit", "4"]
     assert run_command(evaluate, [*flags, "--results", "records"]) == 0
-    (path,) = Path("records").iterdir()
+    (path,) = Path("records").glob("*.json")
     flags = ["own.safetensors", "user/own", "--license", "mit", "--dry-run", "out"]
     assert run_command(push, flags) == 2
     assert "no record of its training lies beside it; name it by --record" in capsys.readouterr().err

@@ -356,8 +356,10 @@ def test_weights_of_one_variant_are_not_taken_for_anothers(tmp_path: Path) -> No
 
 
 def test_unknown_names_and_defaults() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'tdn_resnet18'.*tdn-bench list"):
+    with pytest.raises(ValueError, match=r"unknown model 'tdn_resnet18'; did you mean tdn_resnet"):
         create_model("tdn_resnet18", num_classes=2)
+    with pytest.raises(ValueError, match=r"unknown model 'x'; choose one of .*tdn-bench list"):
+        create_model("x", num_classes=2)
     with torch.device("meta"):
         assert create_model("i3d_resnet_small", num_classes=2).num_segments == 32
         assert create_model("tdn_resnet_small", num_classes=2).num_segments == 8
