@@ -9,6 +9,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -38,6 +39,18 @@ log = logging.getLogger("tdn_bench")  # all that a command says beside its resul
 log.addHandler(CONSOLE)
 log.setLevel(logging.DEBUG)
 log.propagate = False
+
+
+def without_credentials(text: str) -> str:
+    """A URL as it may be shown: user, password, query and fragment hidden; other text as it is."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", text, re.DOTALL)
+    if match is None:
+        return printable(text)
+    rest = match[2]
+    if "@" in rest:  # not the first: a password may hold one, and / and ? too where nobody escaped them
+        rest = "***@" + rest.rpartition("@")[2]
+    path = re.split("[?#]", rest, maxsplit=1)[0]
+    return printable(match[1] + path + ("?…" if path != rest else ""))
 
 
 class UserError(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipelines.errors import printable
-from tdn_bench.errors import CONSOLE, UserError, log, say
+from tdn_bench.errors import CONSOLE, UserError, log, say, without_credentials
 from tdn_bench.records import check_file
 
 INHERITED = "TDN_BENCH_LOG_FLAGS"  # a variable: these flags of the process that started us
@@ -125,7 +125,7 @@ def _kept(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     root.setLevel(min(level, logging.INFO) or logging.INFO)
     try:
-        log.debug("command: %s", shlex.join(sys.argv))
+        log.debug("command: %s", shlex.join(map(without_credentials, sys.argv)))
         with redirect_stdout(_Copied(sys.stdout, "stdout")):  # type: ignore[type-var]
             yield
     finally:

@@ -23,7 +23,17 @@ from tdn_bench.cli.help import help_text
 from tdn_bench.cli.interface import Interface, interface_of
 from tdn_bench.cli.logs import INHERITED, logging_as, take_log_flags
 from tdn_bench.cli.settings import leaves
-from tdn_bench.errors import EXIT_USER_ERROR, Terminated, UserError, end, leave, log, open_streams, tell
+from tdn_bench.errors import (
+    EXIT_USER_ERROR,
+    Terminated,
+    UserError,
+    end,
+    leave,
+    log,
+    open_streams,
+    tell,
+    without_credentials,
+)
 
 T = TypeVar("T")
 
@@ -126,7 +136,8 @@ def _parsed(interface: Interface, words: Sequence[str], kinds: Sequence[str] = (
         given |= ConfigFile(Path(name)).values(interface, kinds)
     config = interface.build(given | typed)
     check_all(config)
-    log.debug("flags: %s", ", ".join(f"{name}={value!r}" for name, value, _ in leaves(config)))
+    shown = {name: without_credentials(v) if isinstance(v, str) else v for name, v, _ in leaves(config)}
+    log.debug("flags: %s", ", ".join(f"{name}={value!r}" for name, value in shown.items()))
     return config
 
 

@@ -77,6 +77,8 @@ class WatchFlags:
             for read in (Path(source.target), self.network.checkpoint):
                 if path is not None and path.exists() and read.exists() and path.samefile(read):
                     raise UserError(f"{name} {printable(str(path))}: would overwrite what is read; name another file")
+        if self.json is not None and self.overlay is not None and self.json.absolute() == self.overlay.absolute():
+            raise UserError(f"--json {printable(str(self.json))}: is the --overlay, too; name another file")
         check_overlay(self.overlay)
         check_file("--overlay", self.overlay)
         if self.json is not None and str(self.json) != "-":

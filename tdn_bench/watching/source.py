@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pipelines.container import CONTAINERS, UnreadableVideo, best_video, open_video, reason
 from pipelines.errors import printable
 from pipelines.files import fault_of_file
-from tdn_bench.errors import UserError
+from tdn_bench.errors import UserError, without_credentials
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -49,18 +49,6 @@ class Source:
     kind: Literal["file", "camera", "url"]
     target: str
     shown: str
-
-
-def without_credentials(text: str) -> str:
-    """A URL as it may be shown: user, password, query and fragment hidden; other text as it is."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", text, re.DOTALL)
-    if match is None:
-        return printable(text)
-    rest = match[2]
-    if "@" in rest:  # not the first: a password may hold one, and / and ? too where nobody escaped them
-        rest = "***@" + rest.rpartition("@")[2]
-    path = re.split("[?#]", rest, maxsplit=1)[0]
-    return printable(match[1] + path + ("?…" if path != rest else ""))
 
 
 def find_source(text: str) -> Source:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.paths import ROOT
+from support.reference import CASES, released_state_dict
 from support.videos import flat_frames, write_video
 from torch import Tensor
 
@@ -21,6 +22,8 @@ import tdn_bench.exporting.formats as formats
 import tdn_bench.exporting.plan as plan_module
 from engines import why_unavailable
 from pipelines.synthetic import CLASSES
+from tdn_bench.checkpoint import load_checkpoint
+from tdn_bench.models import FrameClassifier, create_model
 from tdn_bench.recognizer import load_trained
 
 SHAPE = (4, 5, 64, 64, 3)
@@ -327,3 +330,31 @@ def test_grey_videos_are_no_proof_but_no_fault(trained_checkpoint: Path, tmp_pat
     status, out, err = export(trained_checkpoint, *arguments)
     assert status == 0, err
     assert "on 1 given clip:" in out
+
+
+def test_the_authors_files(tmp_path: Path, export: Any) -> None:
+    """A released file says neither its network nor its classes: flags do. Names of a wrong number are refused."""
+    case = next(c for c in CASES if c["arch"] == "resnet50" and c["num_classes"] == 10 and c["num_segments"] == 8)
+    released, target = tmp_path / "TDN.pth.tar", tmp_path / "net.pt2"
+    torch.save({"state_dict": {f"module.{n}": t for n, t in released_state_dict(case).items()}, "epoch": 7}, released)
+    names, few = [f'Doing {i} {{c}} "it"' for i in range(10)], tmp_path / "few.txt"
+    (tmp_path / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    few.write_text("one\ntwo\n", encoding="utf-8")
+    arguments = (released, "--format", "torch-export", "--output", target, "--num-segments", 8, "--size", 64)
+    status, _, err = export(*arguments, "--class-names", few)
+    assert status == 2
+    assert "knows 10 classes, but 2 names are given" in err
+    assert not target.exists()
+    status, out, err = export(*arguments, "--check-clips", 1, "--class-names", tmp_path / "classes.txt")
+    assert status == 0, err
+    assert "8 × 5 × 64 × 64 × 3, 10 classes" in out
+    about = said(target)
+    assert about["classes"] == names
+    assert about["network"] == {"model": "tdn_resnet50", "T": 8, "L": 5}
+    frames = torch.randint(0, 256, (1, 8, 5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = create_model("tdn_resnet50", num_classes=10, num_segments=8)
+    load_checkpoint(network, released)
+    with torch.inference_mode():
+        wanted = FrameClassifier(network).eval()(frames).numpy()
+        logits = torch.export.load(target).module()(frames).numpy()
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=tolerance(wanted, 1e-3))

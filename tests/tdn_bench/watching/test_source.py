@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdn_bench.errors import UserError
-from tdn_bench.watching.source import find_source, without_credentials
+from tdn_bench.cli import run_command
+from tdn_bench.errors import UserError, without_credentials
+from tdn_bench.watch import main
+from tdn_bench.watching.source import find_source
 
 SECRET = "s3cr3t"
 
@@ -38,6 +40,16 @@ def test_urls_are_shown_without_credentials(url, shown):
 def test_no_password_is_shown_however_it_is_written(user, odd):
     assert SECRET not in without_credentials(f"rtsp://{user}:{odd}{SECRET}@host/path")
     assert SECRET not in without_credentials(f"http://host/path?{user}={SECRET}")
+
+
+def test_no_log_holds_a_password(tmp_path, monkeypatch):
+    url, log = f"rtsp://user:{SECRET}@127.0.0.1/x?token={SECRET}", tmp_path / "log"
+    monkeypatch.setattr("sys.argv", ["tdn-bench", "watch", url])
+    assert run_command(main, [url, "--checkpoint", str(tmp_path / "none"), "--log-file", str(log), "-v"]) == 2
+    said = log.read_text(encoding="utf-8")
+    assert "flags: source='rtsp://***@127.0.0.1/x?…'" in said
+    assert "command: tdn-bench watch" in said
+    assert SECRET not in said
 
 
 def test_files_cameras_and_urls(tmp_path, monkeypatch):

@@ -237,6 +237,7 @@ def test_at_a_terminal_a_table_changes_and_no_color_takes_its_colours(folder):
         ({"json": Path("/proc/o")}, "cannot be written"),
         ({"json": Path("clip.mp4")}, "--json clip.mp4: would overwrite what is read"),
         ({"overlay": Path("./clip.mp4")}, "would overwrite what is read"),
+        ({"overlay": Path("o.mp4"), "json": Path("./o.mp4")}, "--json o.mp4: is the --overlay, too"),
         ({"source": "udp://127.0.0.1:9", "realtime": False}, "--no-realtime udp://127.0.0.1:9: only a file waits"),
         ({"source": "nothing.mp4"}, "no such file"),
     ],
