@@ -83,7 +83,8 @@ def summary(watch: Watch, figures: Mapping[str, Any]) -> list[str]:
     rate = (
         "" if f["windows_per_s"] is None else f", {f['windows_per_s']:.2f} windows/s, {f['frames_per_s']:.1f} frames/s"
     )
-    lines = [f"{f['windows']} windows of {watch.plan.length} frames, {f['frames']} frames{rate}"]
+    windows = "1 window" if f["windows"] == 1 else f"{f['windows']} windows"
+    lines = [f"{windows} of {watch.plan.length} frames, {f['frames']} frames{rate}"]
     quantiles = [
         f"p{q} {f[f'p{q}_latency_ms']:.0f} ms [{f[f'p{q}_latency_low_ms']:.0f}, {f[f'p{q}_latency_high_ms']:.0f}]"
         if f"p{q}_latency_ms" in f
