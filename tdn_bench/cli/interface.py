@@ -182,8 +182,9 @@ class Interface:
         places = [flag(f.name) for f in self.flags if f.positional]
         if len(places) != 1:
             return words
-        words = [word.removeprefix(f"{places[0]}=") for word in words]
-        return [word for word in words if word != places[0]]
+        end = words.index("--") if "--" in words else len(words)
+        named = [word.removeprefix(f"{places[0]}=") for word in words[:end] if word != places[0]]
+        return named + words[end:]
 
     @property
     def _hint(self) -> str:
