@@ -15,8 +15,8 @@ from pipelines.inside import Inside
 from pipelines.label_files import check_root
 from pipelines.video import NEEDED_SPLITS, SPLITS, VIDEO_SUFFIXES, Sample
 
-SPLIT_FOLDERS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
-SPLIT_FOLDERS |= {"test": "test"}
+SPLIT_FOLDERS = {"val": "validation", "valid": "validation", "validation": "validation"}
+SPLIT_FOLDERS |= {"train": "train", "training": "train", "test": "test", "testing": "test"}
 VALIDATION_SHARE = 0.2
 ASIDE = "rename it, or move it out of the data set's folder"
 Videos = dict[str, list[str]]  # of each class, its videos' paths

@@ -84,7 +84,7 @@ def _scan_frames(path: str, facts: dict[str, Any]) -> VideoFile:
     files = frame_files(path)
     facts |= {"codec": JPEG_FRAMES, "num_frames": len(files), "keyframe_spacing": 1}
     if not files:
-        return VideoFile(**facts, status="holds no frame (*.jpg)")
+        return VideoFile(**facts, status="holds no video and no frame (*.jpg)")
     try:
         sizes = [header_size(file) for file in files]
     except (ValueError, OSError) as e:

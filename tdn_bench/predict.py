@@ -22,6 +22,7 @@ from tdn_bench.cli.ranges import MAX_BATCH, check_ranges
 from tdn_bench.cli.videos import named_videos
 from tdn_bench.cli.workload import EngineName, Precision
 from tdn_bench.errors import UserError
+from tdn_bench.hub.names import is_named
 from tdn_bench.prediction import Writer, check_not_read, open_output
 from tdn_bench.recognizer import VIEWS, Recognizer, device_of, load_recognizer
 from tdn_bench.records import check_file
@@ -76,7 +77,7 @@ class Predict:
         check_ranges(self, top=(1, 100_000), limit=(1, 10**9), batch_size=(1, MAX_BATCH), workers=(1, max_workers()))
         if self.network.checkpoint is None:
             raise UserError("--checkpoint is missing: name the weights to predict with")
-        if not self.videos:
+        if not any(self.videos):
             raise UserError("no videos named: give files, folders or patterns")
         check_file("--output", self.output)
         where = str(device_of(self.engine, self.device))
@@ -93,7 +94,8 @@ class Predict:
     def open(self, checkpoint: Path, num_videos: int) -> Recognizer:
         """The recognizer. Says on stderr what is assumed of a checkpoint that does not say it."""
         resolved, given = self.network.resolve(), self.network
-        if checkpoint.suffix != ".safetensors" and None in (given.model, given.num_segments):
+        says = checkpoint.suffix == ".safetensors" or is_named(str(checkpoint))
+        if not says and None in (given.model, given.num_segments):
             assumed = f"{resolved.model} with {resolved.num_segments} segments of {resolved.size} pixels"
             _say(f"{checkpoint}: does not say its network: taken for {assumed} (--model, --num-segments, --size)")
         usual = VIEWS[self.views][2]

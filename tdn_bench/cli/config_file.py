@@ -34,7 +34,7 @@ class ConfigFile:
         """Raises UserError for a file that cannot be read or is no TOML."""
         self.path, self._shown = path, printable(str(path))
         try:
-            self._text = read_regular(path, MAX_BYTES).decode("utf-8")
+            self._text = read_regular(path, MAX_BYTES).decode("utf-8-sig")  # Windows' editors begin a file with a mark
             self._tables: dict[str, Any] = tomllib.loads(self._text)
         except OSError as e:
             raise UserError(f"--config {self._shown}: cannot be read ({e.strerror})") from e
@@ -63,14 +63,17 @@ class ConfigFile:
             layers.append((f"{command}.{kind}", inner.get(kind, {})))
         found = {}
         for table, keys in layers:
+            spelled: dict[str, str] = {}
             for key, value in keys.items():
                 if isinstance(value, dict) and (table is None or (kind and table == command)):
                     continue  # another command's, or another kind's
                 f = self._flag(interface, table, key)
+                if (other := spelled.setdefault(f.name, key)) != key:
+                    raise self._error(key, f"{key} and {other} are one flag; keep one", table)
                 try:
                     found[f.name] = f.take_plain(value)
                 except ValueError as e:
-                    raise self._error(key, f"{key} = {printable(str(value)):.60}: {e}", table) from e
+                    raise self._error(key, f"{key} = {_as_typed(value):.60}: {e}", table) from e
         return found
 
     def _table(self, command: str) -> dict[str, Any]:
@@ -126,6 +129,13 @@ def to_toml(command: str, config: Any, leave_out: Collection[str] = OF_THE_CALL)
             line = f"# {f.name}: {printable(str(plain))} is no UTF-8"
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def _as_typed(value: Any) -> str:
+    """A value as a TOML file has it, to be shown: a number in quotes is seen to be one."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) else printable(str(value))
 
 
 def _plain(value: Any) -> Any:

@@ -157,7 +157,9 @@ class Interface:
         """What a command line gives, by name. Raises UserError for what cannot be typed."""
         parser = Tokens(prog=f"tdn-bench {self.command}", add_help=False, allow_abbrev=False)
         add_arguments(parser, self)
-        known, rest = parser.parse_known_args([_one_spelling(self, word) for word in _join_negative(words)])
+        known, rest = parser.parse_known_args(
+            self._in_place([_one_spelling(self, word) for word in _join_negative(words)])
+        )
         for word in rest:
             typed = word.partition("=")[0]
             if word.startswith("-") and word != "-":
@@ -173,6 +175,16 @@ class Interface:
             except ValueError as e:
                 raise UserError(f"{f.shown} {' '.join(words):.60}: {e}") from e
         return found
+
+    def _in_place(self, words: list[str]) -> list[str]:
+        """`--dataset folders` as `folders`, where that is the one value that has a place: other commands have a flag of
+        the name."""
+        places = [flag(f.name) for f in self.flags if f.positional]
+        if len(places) != 1:
+            return words
+        end = words.index("--") if "--" in words else len(words)
+        named = [word.removeprefix(f"{places[0]}=") for word in words[:end] if word != places[0]]
+        return named + words[end:]
 
     @property
     def _hint(self) -> str:

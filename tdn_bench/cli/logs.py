@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -38,6 +39,7 @@ class LogFlags:
 
 LIBRARIES = ("engines", "pipelines")  # what they log is heard, too
 _now = LogFlags()
+_TIME = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # a log's lines begin with it
 
 
 def take_log_flags(words: Sequence[str]) -> tuple[LogFlags, list[str]]:
@@ -72,7 +74,8 @@ def inherited() -> dict[str, str]:
 
 @contextmanager
 def logging_as(flags: LogFlags) -> Iterator[None]:
-    """Within: the flags hold; warnings are said in a line. Raises UserError for a log file that cannot be written."""
+    """Within: the flags hold; warnings are said in a line. Raises UserError for a log file that cannot be written,
+    and for one that is something else, such as a checkpoint: its end is written to."""
     global _now
     before, level, show = _now, CONSOLE.level, warnings.showwarning
     with ExitStack() as stack:
@@ -114,6 +117,8 @@ def _kept(path: Path) -> Iterator[None]:
     """Within: all that is said or printed goes to the end of a file as well."""
     check_file("--log-file", path)
     try:
+        if path.exists() and (begins := path.open("rb").read(20)) and not _TIME.match(begins):
+            raise UserError(f"--log-file {printable(str(path))}: is there already, and is no log; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _File(path, encoding="utf-8", errors="backslashreplace")
     except OSError as e:

@@ -50,6 +50,15 @@ def test_split_folders_in_any_case(tmp_path: Path) -> None:
     )
 
 
+def test_other_words_for_the_splits(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{split}/{name}/1.mp4" for split in ("training", "val", "Testing") for name in "ab"))
+    assert {(s.id.split("/")[0], s.split) for s in read(tmp_path).samples} == {
+        ("training", "train"),
+        ("val", "validation"),
+        ("Testing", "test"),
+    }
+
+
 def test_class_folders_and_a_drawn_split(tmp_path: Path) -> None:
     names = [f"{name}/{i}.mp4" for name in ("a", "b", "c") for i in range(40)]
     make(tmp_path, *names, "lost.mp4", "none/", "none/x.txt", ".git/a.mp4", "single/only.mp4")

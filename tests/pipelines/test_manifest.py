@@ -83,7 +83,7 @@ def unknown_codec(path: Path) -> None:
 UNREADABLE = "not a readable video: Invalid data found when processing input"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.webm": (lambda path: None, "no such file"),
-    "folder.webm": (lambda path: path.mkdir(), "holds no frame (*.jpg)"),
+    "folder.webm": (lambda path: path.mkdir(), "holds no video and no frame (*.jpg)"),
     "empty.webm": (lambda path: path.touch(), "empty file"),
     "garbage.webm": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), UNREADABLE),
     "text.mp4": (lambda path: path.write_text("not a video\n" * 99), UNREADABLE),

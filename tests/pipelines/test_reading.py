@@ -569,4 +569,4 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("pipe.mp4", "zero.mp4", "socket.mp4"):
         assert scan_file(str(tmp_path / name)).status == "not a regular file"
     listening.close()
-    assert scan_file(str(tmp_path / "folder.mp4")).status == "holds no frame (*.jpg)"
+    assert scan_file(str(tmp_path / "folder.mp4")).status == "holds no video and no frame (*.jpg)"

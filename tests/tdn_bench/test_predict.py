@@ -152,6 +152,7 @@ def test_ctrl_c_leaves_no_cut_file(checkpoint, videos):
         (["x.mp4", "--engine", "trt"], "trt"),
         (["x.mp4", "--class-names", "none.txt"], "none.txt: cannot be read"),
         ([], "no videos named"),
+        ([""], "no videos named"),
         (["x.mp4"], "no video could be used, of 1"),
         (["nothing*.mp4"], "no video could be used"),
         (["empty"], "no video could be used"),

@@ -41,6 +41,7 @@ def test_the_command_line_wins_over_the_table_and_the_table_over_what_is_above(t
     assert read(tmp_path, content, "--lr", "2", "--seeds", "7").lr == 2
     assert read(tmp_path, content, command="throughput").lr == 1
     assert read(tmp_path, "") == Numbers()
+    assert read(tmp_path, "\ufefflr = 1\r\n[evaluate]\r\nlr = 2\r\n").lr == 2  # as Windows' editors write it
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,10 @@ def test_the_command_line_wins_over_the_table_and_the_table_over_what_is_above(t
     [
         ("[evaluate]\nbatchsize = 3", ", line 2: tdn-bench evaluate has no flag 'batchsize'; did you mean batch_size?"),
         ("\nepochs = 3", ", line 2: tdn-bench evaluate has no flag 'epochs'; a key of another command stands below"),
-        ('batch_size = "3"', ", line 1: batch_size = 3: must be a whole number"),
+        ('batch_size = "3"', ", line 1: batch_size = '3': must be a whole number"),
         ("batch_size = 3.0", "must be a whole number"),
-        ("batch_size = true", "must be a whole number"),
+        ("batch_size = true", "batch_size = true: must be a whole number"),
+        ("batch-size = 3\nbatch_size = 4", ", line 2: batch_size and batch-size are one flag; keep one"),
         ("batch_size = -1", "must not be negative"),
         ("lr = nan", "must be a finite number"),
         ("lr = [1]", "takes one value"),

@@ -114,6 +114,8 @@ def test_all_kinds_of_values() -> None:
     assert flags("--crops 3").crops == 3
     assert flags("--size 1 --size 2").inner.size == 2
     assert flags("-- -odd-").videos == (Path("-odd-"),)
+    assert flags("--size 96 --videos a b") == flags("a b --size 96") == flags("--videos=a b --size=96")
+    assert flags("-- --videos").videos == (Path("--videos"),)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,18 @@ def test_flags_that_cannot_be(tmp_path: Path, capsys) -> None:
         assert captured.err.count("\n") == 1
 
 
+def test_what_is_no_log_is_not_written_to(tmp_path: Path, capsys) -> None:
+    weights = tmp_path / "best.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    assert run_command(talk, ["--log-file", str(weights)]) == 2
+    assert (
+        capsys.readouterr().err == f"error: --log-file {weights}: is there already, and is no log; name another file\n"
+    )
+    assert weights.read_bytes() == b"\x10\0\0\0\0\0\0\0{}"
+    (tmp_path / "empty.log").touch()
+    assert run_command(talk, ["--log-file", str(tmp_path / "empty.log")]) == 0
+
+
 def test_words_after_two_dashes_are_the_commands(tmp_path: Path) -> None:
     flags, left = take_log_flags(["a", "--", "-q"])
     assert (flags.quiet, left) == (False, ["a", "--", "-q"])

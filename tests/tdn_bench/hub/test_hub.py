@@ -22,6 +22,7 @@ from tdn_bench.hub import names, share
 from tdn_bench.hub.card import accuracy_rows, check_evidence, without_place
 from tdn_bench.hub.folder import ModelConfig
 from tdn_bench.models import create_model
+from tdn_bench.predict import main as predict
 from tdn_bench.pull import main as pull
 from tdn_bench.push import main as push
 from tdn_bench.recipes import demo
@@ -144,6 +145,9 @@ def test_a_command_takes_a_name(folder, motion_data, capsys):
     assert "not of the same classes: class 0 is 'Turning 0 | " in capsys.readouterr().err
     assert run_command(evaluate, ["--checkpoint", "local-dir:nowhere", "--data", str(motion_data)]) == 2
     assert "error: local-dir:nowhere: no such folder" in capsys.readouterr().err
+    clip = next((motion_data / "20bn-something-something-v2").iterdir())
+    assert run_command(predict, [str(clip), "--checkpoint", f"local-dir:{folder}", "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.count("taken for") == 0  # the folder says its network
 
 
 @pytest.mark.parametrize(
