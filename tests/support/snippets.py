@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -225,11 +226,18 @@ def _torchrun(words: list[str]) -> None:
     _python(["-m", args.training_script, *args.training_script_args] if args.module else [args.training_script])
 
 
+SET_BY_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "NAME", "DATA")  # `make test ARGS=…`
+
+
 def _make(words: list[str]) -> None:
     """The lines that make would run for a target, once it is set up."""
     arguments = [word for word in words if not word.startswith("-")]
     done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True
+        ["make", "--dry-run", "--no-print-directory", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in SET_BY_MAKE},
     )
     assert done.returncode == 0, done.stderr
     if arguments and not {"setup", "help", "clean"} & set(arguments):
