@@ -197,8 +197,8 @@ class Plan:
         if given is None or given.is_dir():
             return (given or DEFAULT_FOLDER) / default
         if given.suffix != self.form.suffix:
-            shown = printable(str(given))
-            raise UserError(f"--output {shown}: a file of format {self.form.name} ends in {self.form.suffix}")
+            shown, form = printable(str(given)), self.form
+            raise UserError(f"--output {shown}: {form.name} files end in {form.suffix}, and a folder must be there")
         return given
 
     @property

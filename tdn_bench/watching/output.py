@@ -71,6 +71,8 @@ class Screen:
         """The newest label; `state` says how the watch is doing."""
         if label.doubtful_frames:
             state = f"{label.doubtful_frames} of its frames may be wrong" + (state and f", {state}")
+        if not label.whole:
+            state = "shorter than a window" + (state and f", {state}")
         if self._live is None:
             names = ", ".join(f"{name} {p:.2f}" for name, p in label.top)
             self.say(f"{label.position_s:8.2f} s  {names}  ({label.latency_ms:.0f} ms{state and f'; {state}'})")

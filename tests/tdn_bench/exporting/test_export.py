@@ -194,7 +194,7 @@ REFUSED = [
     (("--format", "onnx", "--check-on", "no-video.mp4"), "none of its 1 videos can be used"),
     (("--format", "onnx", "--name", "tdn"), "--name goes with --format triton"),
     (("--format", "onnx", "--exclude-layers", "x"), "fp32 quantises no layer"),
-    (("--format", "onnx", "--output", "net.pt"), "ends in .onnx"),
+    (("--format", "onnx", "--output", "net.pt"), "onnx files end in .onnx"),
     (("--format", "onnx", "--output", "no-video.mp4/net.onnx"), "cannot be written"),
     (("--format", "onnx", "--output", "net\0.onnx"), "--output"),
     (("--format", "onnx", "--device", "cuda:9"), "--device cuda:9"),
