@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -61,11 +61,9 @@ def find_source(text: str) -> Source:
         return Source("url", text, shown)
     shown = printable(text)
     path = f"/dev/video{int(text)}" if re.fullmatch("[0-9]{1,3}", text) and not os.path.exists(text) else text
-    try:
+    with suppress(OSError, ValueError):  # what is wrong with a path, `fault_of_file` says
         if stat.S_ISCHR(os.stat(path).st_mode):
             return Source("camera", path, printable(path))
-    except (OSError, ValueError):
-        pass  # `fault_of_file` says it
     if path != text or re.fullmatch("/dev/video[0-9]+", path):
         raise UserError(f"{shown}: there is no camera {path}; `ls /dev/video*` shows those that are there")
     if os.path.isdir(path or "."):
