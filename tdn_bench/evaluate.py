@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.scores is not None:
         check_target(config.scores)
     if config.results is not None:
-        check_folder("--results", config.results, make=False)
+        check_folder("--results", config.results)
     (network, spec), device = config.resolve(), pick_device(config.device)
     if config.results is not None:
         begin_run(config.results, "evaluate", config)

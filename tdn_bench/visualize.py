@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.videos:
         raise UserError("no videos named: give files, folders or patterns")
     check_formats(formats)
-    check_folder("--output", config.output, make=False)
+    check_folder("--output", config.output)
     device = pick_device(config.device)
     subjects = load_subjects([config.checkpoint, *config.against], device)
     target = find_class(config.class_name, subjects[0].trained.classes)

@@ -102,7 +102,7 @@ def check_new_folder(flag: str, folder: Path) -> None:
     """Raise UserError where a folder cannot be made, or holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{flag} {printable(str(folder))}: exists already; name a new folder")
-    check_folder(flag, folder.parent, make=False)
+    check_folder(flag, folder.parent)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class OutputFlags:
         check_name("--name", self.name)
         check_file("--trace", self.trace)
         if self.results is not None:
-            check_folder("--results", self.results, make=False)
+            check_folder("--results", self.results)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,13 +129,11 @@ def _command() -> list[str]:
     return [script.name if script.is_absolute() else str(script), *sys.argv[1:]]
 
 
-def check_folder(flag: str, folder: Path, make: bool = False) -> None:
-    """Look whether the folder that `flag` (as the user writes it: --results) names can be written, or made; with `make`
-    it is, which a run that is refused then leaves behind. Clear it of what killed runs left half written. Raises
+def check_folder(flag: str, folder: Path) -> None:
+    """Look whether the folder that `flag` (as the user writes it: --results) names can be written, or made; it is not
+    made, since a run that is refused would leave it behind. Clear it of what killed runs left half written. Raises
     UserError where no file can be written there: to be known before hours of work, not after."""
     try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
         there = next(f for f in (folder, *folder.parents) if f.exists() or f.is_symlink() or f == f.parent)
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))  # a full disk still makes empty files
@@ -150,7 +148,7 @@ def record_folder(results: Path | None, command: str) -> Path:
     """Where a command's record goes: to the folder that --results names, or `default_folder`. Raises UserError where
     none can be written there."""
     folder = results or default_folder(command)
-    check_folder("--results", folder, make=False)
+    check_folder("--results", folder)
     return folder
 
 
@@ -158,7 +156,7 @@ def check_file(flag: str, path: Path | None) -> None:
     """`check_folder` for a flag that names a file; None is a flag that was left out."""
     if path is None:
         return
-    check_folder(flag, path.parent, make=False)
+    check_folder(flag, path.parent)
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -84,4 +84,4 @@ class WatchFlags:
         if self.json is not None and str(self.json) != "-":
             check_file("--json", self.json)
         if self.results is not None:
-            check_folder("--results", self.results, make=False)
+            check_folder("--results", self.results)
