@@ -232,6 +232,8 @@ def check_pipeline(repository: Repository, folder: Path, clips: Clips, clip: Cli
     """Load the written pipeline anew and run it on the videos of `clips`: its frames must be the project's own DALI
     decoder's, every one. Returns what was found, for people. Raises CheckFailed."""
     wanted = decode(clips.videos, clip, "dali")
+    if not wanted:
+        raise CheckFailed("DALI decodes none of the clips, so its pipeline was not checked; name others by --check-on")
     found = run_pipeline(repository.pipeline_file(folder).read_bytes(), [video for _, video in wanted], clip)
     for (frames, video), got in zip(wanted, found, strict=True):
         if not torch.equal(frames, got):

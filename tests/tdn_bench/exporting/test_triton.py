@@ -25,11 +25,14 @@ from pipelines.synthetic import CLASSES, draw_scene, encode, render
 from pipelines.video import Video
 from tdn_bench.cli import run_command
 from tdn_bench.export import main
+from tdn_bench.exporting.clips import Clips
+from tdn_bench.exporting.job import CheckFailed
 from tdn_bench.exporting.pbtxt import Symbol, to_pbtxt
+from tdn_bench.exporting.triton import Repository, check_pipeline
 from tdn_bench.recognizer import load_recognizer, load_trained
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient, or the grpcio that TensorBoard brings, is not installed")
 SPEC = ClipSpec(4, 5, size=64, crop_ratio=0.875)
 
 
@@ -136,6 +139,13 @@ def test_its_pipeline_gives_our_frames(repository: Path, videos: list[Video]) ->
         np.testing.assert_array_equal(frames, wanted.reshape(SPEC.shape).numpy())  # type: ignore[union-attr]
         difference = frames.astype(int) - near.reshape(SPEC.shape).numpy()  # type: ignore[union-attr]
         assert np.abs(difference).mean() < (3 if video.id.isdigit() else 8)  # levels of 255; the others are noise
+
+
+def test_no_clip_is_no_check(repository: Path) -> None:
+    made = Repository("tdn", "onnxruntime", "dali", torch.device("cpu"))
+    none = Clips(torch.zeros(0, 4, 5, 64, 64, 3, dtype=torch.uint8), (), "given")
+    with pytest.raises(CheckFailed, match="was not checked"):
+        check_pipeline(made, repository, none, ClipSpec(4, size=64))
 
 
 def test_an_index_past_the_end_is_an_error(repository: Path, videos: list[Video]) -> None:
