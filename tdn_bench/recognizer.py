@@ -100,11 +100,14 @@ class Prediction:
     probabilities: Tensor
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` likeliest classes with their probabilities, likeliest first; all of them where there are fewer."""
+        """The `k` likeliest classes with their probabilities, likeliest first; all of them where there are fewer. Raises
+        ValueError for a `k` below 1."""
         return [(name, p) for _, name, p in self.ranked(k)]
 
     def ranked(self, k: int) -> list[tuple[int, str, float]]:
         """As `top`, with each class's place in the order of the logits before its name."""
+        if k < 1:
+            raise ValueError(f"k is {k}: give 1 or more")
         values, places = self.probabilities.topk(min(k, len(self.classes)))
         return [(i, self.classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
 

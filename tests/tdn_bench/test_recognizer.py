@@ -117,6 +117,8 @@ def test_top(checkpoint: Path) -> None:
     said = Prediction("a", ("x", "y", "z"), torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64))
     assert said.top(2) == [("y", 0.7), ("x", 0.2)]
     assert [name for name, _ in said.top(99)] == ["y", "x", "z"]
+    with pytest.raises(ValueError, match="k is 0: give 1 or more"):
+        said.top(0)
 
 
 def test_frames_in_a_folder(checkpoint: Path, tmp_path: Path) -> None:
