@@ -100,8 +100,8 @@ class Prediction:
     probabilities: Tensor
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` likeliest classes with their probabilities, likeliest first; all of them where there are fewer. Raises
-        ValueError for a `k` below 1."""
+        """The `k` likeliest classes with their probabilities, likeliest first; all of them where there are fewer.
+        Raises ValueError for a `k` below 1."""
         return [(name, p) for _, name, p in self.ranked(k)]
 
     def ranked(self, k: int) -> list[tuple[int, str, float]]:
