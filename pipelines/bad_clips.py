@@ -69,6 +69,11 @@ class BadClips:
             self.reasons.update((path, reason) for path, reason in others.items() if path not in self.reasons)
         self.check_share()
 
+    def by_path(self) -> dict[str, str]:
+        """`reasons` in the paths' order: the order in which threads found them is another in every run."""
+        with self._lock:
+            return dict(sorted(self.reasons.items()))
+
     def check_share(self) -> None:
         """Raise DataError where too many videos are bad."""
         if len(self) > self.policy.max_share * self.total:

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = evaluation_record(settings, manifest, config.subset, loader, scores, notes)
         written.append(f"record: {write_record(record, config.results)}")
     kept.remove()
-    bad_clips = loader.bad_clips.reasons
+    bad_clips = loader.bad_clips.by_path()
     left_out = f" ({len(bad_clips)} of {len(videos)} could not be used)" if bad_clips else ""
     views = f", {spec.num_views} views each" if spec.num_views > 1 else ""
     name = printable(f"{network.model} on {manifest.name}/{config.subset}")

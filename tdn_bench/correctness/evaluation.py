@@ -61,7 +61,7 @@ def evaluation_record(
     notes: Mapping[str, Any],
 ) -> Record:
     """The run as a record: accuracies, what each class was taken for, the videos left out, and `notes`."""
-    spec, bad_clips = loader.spec, loader.bad_clips.reasons
+    spec, bad_clips = loader.spec, loader.bad_clips.by_path()
     parts = (settings["model"], f"{spec.num_segments}f", manifest.name, subset, f"{spec.num_views}-view")
     rows = zip(manifest.classes, *(column.tolist() for column in scores.per_class()), strict=True)
     return make_record(

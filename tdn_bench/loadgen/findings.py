@@ -50,4 +50,4 @@ class Findings:
             "agreement_with_eager_fp32": asdict(service.comparison),
         }
         if bad_clips.reasons:
-            self.details["bad_clips"] = bad_clips.reasons
+            self.details["bad_clips"] = bad_clips.by_path()

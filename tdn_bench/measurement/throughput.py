@@ -276,7 +276,7 @@ def _record(
     details["ledger"] = breakdown.threads
     details["caches"] = "files: read before (check, warm-up, earlier passes) where they fit into memory"
     if loader.bad_clips.reasons:
-        details["bad_clips"] = loader.bad_clips.reasons
+        details["bad_clips"] = loader.bad_clips.by_path()
     reasons = [*run.reasons, *breakdown.reasons()]
     samples = {name: values for name, values in asdict(run.timings).items() if isinstance(values, list)}
     backend = loader.decoder.name

@@ -84,4 +84,4 @@ def share_buffers(module: nn.Module, ranks: Ranks) -> None:
 
 def bad_clip_reasons(loader: ClipLoader, ranks: Ranks) -> dict[str, str]:
     """The bad clips of all processes' parts of a split: path → reason."""
-    return {path: reason for part in gather(loader.bad_clips.reasons, ranks) for path, reason in part.items()}
+    return {path: reason for part in gather(loader.bad_clips.by_path(), ranks) for path, reason in part.items()}
