@@ -49,13 +49,15 @@ class ClipBatch:
     """frames: uint8 (B, T, L, H, W, C) on the device that uses them; labels: int64 (B,), −1 = unknown.
 
     With several views of a video, B counts views: a video's views stand together, clip by clip, and share its id.
-    `number` counts the batches of what a loader was asked for, those that came to nothing too.
+    `number` counts the batches of what a loader was asked for, those that came to nothing too; `replacements` the
+    replacement samples that were drawn for this one.
     """
 
     frames: Tensor
     labels: Tensor
     ids: tuple[str, ...]
     number: int = 0
+    replacements: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -282,6 +282,7 @@ class ClipLoader:
         is bad, too."""
         lane = self.ledger.lane()
         done: dict[int, tuple[ClipPlan, Tensor]] = {}
+        replacements = 0
         current = dict(enumerate(places))  # who stands in each place that is still open
         for attempt in range(1 + (MAX_REPLACEMENTS if self.training else 0)):
             plans = {i: self.plan(*place) for i, place in current.items()}
@@ -293,6 +294,7 @@ class ClipLoader:
             open_places = [i for i in current if i not in done]
             if not open_places or not self.training:
                 break
+            replacements += len(open_places)
             self.bad_clips.add_replacements(len(open_places))
             current = {i: self._replacement(*places[i], attempt) for i in open_places}
         else:
@@ -300,13 +302,13 @@ class ClipLoader:
                 f"{MAX_REPLACEMENTS} replacement samples in a row for one bad clip are bad, too; "
                 "run `tdn-bench prepare` again"
             )
-        return self._collate([done[i] for i in sorted(done)], number) if done else None
+        return self._collate([done[i] for i in sorted(done)], number, replacements) if done else None
 
     def _replacement(self, position: int, epoch: int, attempt: int) -> Place:
         drawn = replacement(len(self._positions), seed=self.seed, epoch=epoch, position=position, attempt=attempt)
         return int(self._positions[drawn]), epoch
 
-    def _collate(self, clips: list[tuple[ClipPlan, Tensor]], number: int) -> ClipBatch:
+    def _collate(self, clips: list[tuple[ClipPlan, Tensor]], number: int, replacements: int) -> ClipBatch:
         views = self.spec.num_views
         frames = torch.cat([clip for _, clip in clips]).unflatten(0, (-1, self.spec.num_segments))
         if frames.device.type != self.device.type:
@@ -317,7 +319,7 @@ class ClipLoader:
         labels = torch.tensor([plan.label for plan, _ in clips for _ in range(views)], device=self.device)
         ids = tuple(plan.video.id for plan, _ in clips for _ in range(views))
         self.ledger.lane().lap("copy")
-        return ClipBatch(frames, labels, ids, number)
+        return ClipBatch(frames, labels, ids, number, replacements)
 
     def close(self) -> None:
         """End the decoder's threads; `with` does it too."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from pipelines.clip import ClipSpec
 from tdn_bench.cli import DataFlags, LimitFlags, LoaderFlags, known_variant, settings_of
@@ -56,6 +58,18 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saving:
+    """When checkpoints are written within an epoch; at the end of every epoch one is anyway."""
+
+    save_minutes: float = 10
+    """Minutes between checkpoints within an epoch; 0: none."""
+    save_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: none."""
+    keep_checkpoints: int = 3
+    """How many checkpoints are kept, the newest; an older one serves where a newer is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A complete training run. Every field is a flag."""
 
@@ -95,11 +109,13 @@ class Recipe:
     """Folder for the record; default: the output folder."""
     track: Literal["wandb", "mlflow", "trackio"] | None = None
     """Also log settings, scalars and the final record to this experiment tracker, if it is installed."""
-    resume: bool = False
-    """Continue from the last finished epoch in the output folder, with the settings of its run."""
-    allow_changes: tuple[str, ...] = ()
-    """With --resume: settings that may differ from those of the run (`--allow-changes lr batch_size`); `data` is the
-    data set, `processes` the number of GPUs. The record notes what was changed, and after which epoch."""
+    saving: Saving = field(default_factory=Saving)
+    resume: Literal["no", "yes", "auto"] = "no"
+    """Go on from the newest checkpoint in the output folder, with the settings of its run. `--resume auto` begins
+    where there is none."""
+    change: Annotated[tuple[str, ...], arg(aliases=("--allow-changes",))] = ()
+    """With --resume: settings that may differ from those of the run (`--change lr batch_size`); `data` is the data set.
+    The record notes what was changed, and where in the run."""
     overwrite: bool = False
     """Replace the run in the output folder. Its files stay until the new run's first epoch is saved."""
 

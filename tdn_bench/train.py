@@ -11,7 +11,7 @@ from tdn_bench.recipes import RECIPES
 from tdn_bench.records import part_lines, write_record
 from tdn_bench.training.loop import train
 from tdn_bench.training.result import train_record
-from tdn_bench.training.run_state import LOCK
+from tdn_bench.training.store import LOCK
 
 EXAMPLES = (
     "tdn-bench train demo --data runs/demo/data --output runs/mine",

@@ -24,7 +24,7 @@ from tdn_bench.records import utc_now
 
 MAX_BYTES = 2**20
 # What a run is told once: a file that says it again would replace, or go on with, another run.
-OF_THE_CALL = ("resume", "overwrite", "allow_changes", "update", "accept", "again", "step", "dry_run")
+OF_THE_CALL = ("resume", "overwrite", "change", "update", "accept", "again", "step", "dry_run")
 
 
 class ConfigFile:

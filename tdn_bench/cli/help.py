@@ -95,6 +95,7 @@ def _typed(f: Flag, in_full: bool = False) -> str:
     word = f.metavar or WORDS.get(f.kind, "NAME")
     if f.choices and len(braces := f"{{{','.join(f.choices)}}}") + len(f.shown) + 3 <= WIDEST_LEFT:
         word = braces
+    word = f"[{'|'.join(c for c in f.choices if c != 'no')}]" if f.bare else word
     word = f"{word} …" if f.count is None and not f.appends else " ".join([word] * (f.count or 1))
     also = f" ({', '.join(f.aliases)})" if in_full and f.aliases else ""
     return f"{f.shown} {word}{also}"

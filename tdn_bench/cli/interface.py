@@ -68,6 +68,11 @@ class Flag:
         """The words that it takes; none where it takes any."""
         return tuple(map(str, get_args(self.kind))) if get_origin(self.kind) is Literal else ()
 
+    @property
+    def bare(self) -> str | None:
+        """What it is where it is typed without a value: `yes`, if it can be that."""
+        return "yes" if "yes" in self.choices else None
+
     @cached_property
     def text(self) -> str:
         """What its docstring says, in one line."""
@@ -297,6 +302,7 @@ def add_arguments(parser: argparse.ArgumentParser, interface: Interface, complet
             else:
                 takes: dict[str, Any] = {"nargs": "*" if f.count is None else f.count} if f.count != 1 else {}
                 takes = {"action": "append"} if f.appends else takes
+                takes |= {"nargs": "?", "const": f.bare} if f.bare else {}
                 action = parser.add_argument(*names, dest=f.name, **takes, **options)
         if complete and f.kind is Path:
             import shtab

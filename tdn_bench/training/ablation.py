@@ -30,7 +30,7 @@ from tdn_bench.recipes import RECIPES, Recipe
 from tdn_bench.records import Record, make_record, read_record
 from tdn_bench.records.published import PUBLISHED, Published
 from tdn_bench.records.tables import markdown_table
-from tdn_bench.training.run_state import NOT_OF_THE_RESULT, STATE
+from tdn_bench.training.run_state import NOT_OF_THE_RESULT
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _flags(run: Run, folder: Path, threads: int | None, device: str) -> list[str
     """Of `tdn-bench train`, for one run; it goes on where it was stopped before."""
     flags = [*run.flags, "--name", run.name, "--output", str(run.output), "--results", str(folder), "--device", device]
     flags += ["--workers", str(threads)] if threads else []
-    return flags + (["--resume"] if (run.output / STATE).exists() else [])
+    return [*flags, "--resume", "auto"]
 
 
 def tabulate(config: AblationFlags, runs: Sequence[Run], folder: Path) -> Ablation:

@@ -28,9 +28,9 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--{' and --'.join(starts)} exclude each other: a network has one start")
     for name in starts:
         file = getattr(recipe.start, name)
-        if not recipe.resume and not local_checkpoint(file).is_file():
+        if recipe.resume == "no" and not local_checkpoint(file).is_file():
             raise UserError(f"{flag(name)} {file}: no such checkpoint file")
-    if recipe.resume and recipe.overwrite:
+    if recipe.resume != "no" and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     run_state.check_allowed(recipe)
     check_tracker(recipe.track)
@@ -70,6 +70,9 @@ def _check_numbers(recipe: Recipe) -> None:
             1 <= recipe.evaluate_every <= 10**6,
             "at least 1, and below a million",
         ),
+        ("save_minutes", recipe.saving.save_minutes, 0 <= recipe.saving.save_minutes <= 1e6, "from 0 to a million"),
+        ("save_steps", recipe.saving.save_steps, 0 <= recipe.saving.save_steps < 10**9, "from 0 to below 10^9"),
+        ("keep_checkpoints", recipe.saving.keep_checkpoints, 1 <= recipe.saving.keep_checkpoints <= 1000, "1 to 1000"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "at least 0, and below 2^63"),
     ):
         if not right:

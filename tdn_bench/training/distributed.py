@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
@@ -72,6 +72,34 @@ def gather(value: T, ranks: Ranks) -> list[T]:
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(value: T, ranks: Ranks) -> T:
+    """The first process's value, in every process."""
+    if ranks.world_size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def mean_over(values: Tensor, ranks: Ranks) -> Tensor:
+    """The mean of every process's tensor."""
+    if ranks.world_size > 1:
+        values = values / ranks.world_size
+        dist.all_reduce(values)
+    return values
+
+
+class Agreement:
+    """Flags that any process raises and all see at the same step."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    def agree(self, flags: int) -> int:
+        """The flags that any process has."""
+        return max(gather(flags, self._ranks))
 
 
 def share_buffers(module: nn.Module, ranks: Ranks) -> None:

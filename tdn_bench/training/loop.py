@@ -16,11 +16,12 @@ from torch import nn
 
 from engines import prepare_compiler
 from pipelines.annotations import flip_labels
+from pipelines.clip import ClipBatch
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from pipelines.progress import progress as show_progress
-from tdn_bench.checkpoint import load_backbone, load_checkpoint, load_imagenet
+from tdn_bench.checkpoint import CheckpointError, load_backbone, load_checkpoint, load_imagenet
 from tdn_bench.cli import pick_device
 from tdn_bench.correctness.evaluation import score
 from tdn_bench.correctness.scores import Scores
@@ -31,11 +32,23 @@ from tdn_bench.models import FrameClassifier, SegmentNetwork, create_model
 from tdn_bench.recipes import Recipe
 from tdn_bench.training import run_state
 from tdn_bench.training.checks import check
-from tdn_bench.training.distributed import Ranks, bad_clip_reasons, distributed, gather, open_data, share_buffers
+from tdn_bench.training.distributed import (
+    Agreement,
+    Ranks,
+    bad_clip_reasons,
+    distributed,
+    from_first,
+    gather,
+    mean_over,
+    open_data,
+    share_buffers,
+)
 from tdn_bench.training.progress import Progress
 from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult, train_record
-from tdn_bench.training.run_state import Past
+from tdn_bench.training.run_state import Partial, Past
+from tdn_bench.training.signals import SAVE, STOP, Asked, listening
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
+from tdn_bench.training.store import LAST, RunStore
 
 LOSS_EVERY = 20  # steps: reading the loss waits for the device
 
@@ -46,6 +59,7 @@ class Run:
 
     recipe: Recipe
     ranks: Ranks
+    store: RunStore | None  # the first process's: the others write nothing
     manifest: Manifest
     network: SegmentNetwork
     classifier: FrameClassifier
@@ -54,37 +68,96 @@ class Run:
     validation: ClipLoader
     past: Past  # what was done before, where the run was resumed
 
+    def save(self, *, wait: bool = False) -> None:
+        """Save where the run is. All processes call it at the same place. Raises UserError where nobody could go on
+        from there, where too many clips are bad, and where the disk takes no more."""
+        run_state.check_sound(self.network, self.past)
+        note_bad_clips(self)
+        if self.store is not None:
+            run_state.save(self.store, self.step, self.network, self.past, wait=wait)
+        if wait:
+            gather(None, self.ranks)  # none leaves before the first has written
+
+
+class Saving:
+    """When a run is saved within an epoch: after minutes and steps, and as signals ask. All processes decide alike."""
+
+    def __init__(self, run: Run, asked: Asked) -> None:
+        self._run, self._asked, self._agreement = run, asked, Agreement(run.ranks)
+        self._limit_s = 60 * run.recipe.saving.save_minutes or float("inf")
+        self._since, self._told = time.monotonic(), 0
+
+    def is_due(self, done: int) -> bool:
+        """Whether to save after `done` steps of an epoch."""
+        in_time = self._run.ranks.is_first and time.monotonic() - self._since > self._limit_s
+        self._told = self._agreement.agree(self._asked.flags | SAVE * in_time)
+        every = self._run.recipe.saving.save_steps
+        return self._told > 0 or (every > 0 and done % every == 0)
+
+    def save(self) -> None:
+        """Save, and end the run where it was asked to. Raises KeyboardInterrupt."""
+        stopping = bool(self._told & STOP)
+        self._run.save(wait=stopping)
+        self._since, self._asked.save = time.monotonic(), False
+        if stopping:
+            if self._run.ranks.is_first:
+                epoch, step = self._run.past.position
+                print(f"saved after step {step} of epoch {epoch + 1}: go on with --resume", flush=True)
+            self._asked.stop()
+
 
 def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] = lambda: None) -> TrainResult:
-    """Train by `recipe`; its output folder gets `last` and `best.safetensors`, `last.pt`, scalars, bad_clips.jsonl.
+    """Train by `recipe`; its output folder gets checkpoints, `last` and `best.safetensors`, scalars, bad_clips.jsonl.
     `begun` is called, on the first process, once the folder is this run's own, before any data is read. Raises
     UserError for settings that cannot be, before any data is read; for a folder that holds another run; and where loss
-    or weights come to what nobody can go on from."""
+    or weights come to what nobody can go on from. A signal that asks the process to end ends it, as KeyboardInterrupt,
+    after the step in hand is saved."""
     check(recipe)
     with ExitStack() as stack:
+        store = None
         if os.environ.get("RANK", "0") == "0":
-            stack.enter_context(run_state.claim(recipe))
+            store = stack.enter_context(
+                RunStore.claim(
+                    recipe.output,
+                    resume=recipe.resume != "no",
+                    overwrite=recipe.overwrite,
+                    keep=recipe.saving.keep_checkpoints,
+                )
+            )
             begun()
         ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
         shown = progress and ranks.is_first
-        run = stack.enter_context(set_up(recipe, device, ranks, shown))
+        run = stack.enter_context(set_up(recipe, device, ranks, store, shown))
         screen = stack.enter_context(closing(Progress(recipe, ranks.is_first, run.past.history)))
-        result = run_epochs(run, screen, shown)
+        asked = stack.enter_context(listening())
+        result = run_epochs(run, screen, asked, shown)
         if ranks.is_first and recipe.track is not None:
             screen.finish(train_record(recipe, result))
         return result
 
 
+def _read_state(recipe: Recipe, ranks: Ranks, store: RunStore | None) -> run_state.State | None:
+    """What the run goes on from, as the first process found it; None for a new run."""
+    if recipe.resume == "no":
+        return None
+    loaded = from_first(store.newest() if store is not None else None, ranks)
+    if loaded is None:
+        if recipe.resume == "yes":
+            raise CheckpointError(f"{recipe.output}: holds nothing to resume from; start without --resume")
+        return None
+    return run_state.parse(loaded)
+
+
 @contextmanager
-def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -> Iterator[Run]:
+def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore | None, progress: bool) -> Iterator[Run]:
     """Data, network, optimiser and loaders of a run."""
     precision = resolve_precision(recipe.precision, device)
     settings = run_state.describe(recipe, device, precision, ranks.world_size)
-    state = run_state.read(recipe.output) if recipe.resume else None
+    state = _read_state(recipe, ranks, store)
     if state is not None:  # here already: reading the data may take hours
-        run_state.compare(state, settings, recipe.allow_changes)
+        run_state.compare(state, settings, recipe.change)
     manifest = open_data(recipe.data, ranks, progress, recipe.part.limit)
-    network = start_network(recipe, manifest.classes)
+    network = start_network(recipe, manifest.classes, resumed=state is not None)
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
     step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh)
@@ -109,23 +182,32 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, progress: bool) -
         validation = stack.enter_context(recipe.loader.open(manifest.split("validation"), **shared))
         settings |= run_state.describe_data(manifest, training.decoder.name)
         past = run_state.Past(settings)
-        if state is not None:
+        if state is None:
+            past.begin(settings, {})
+        else:
             past = run_state.restore(state, settings, recipe, step, network)
+            if past.partial.step > len(training):
+                raise UserError(f"{state.file}: is after step {past.partial.step} of an epoch of {len(training)} steps")
             if ranks.is_first:
-                run_state.write_weights(recipe, network, past)  # the run may have died before it did
                 _say_resumed(past)
         step.classifier = _wrapped(classifier, recipe, device, ranks)
-        yield Run(recipe, ranks, manifest, network, classifier, step, training, validation, past)
+        yield Run(recipe, ranks, store, manifest, network, classifier, step, training, validation, past)
 
 
 def _say_resumed(past: Past) -> None:
-    done, changes = len(past.history), past.changes
-    changed = changes[-1]["changed"] if changes and changes[-1]["after_epoch"] == done else {}
+    (epoch, step), changed = past.position, past.stretches[-1].changed
     told = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changed.items())
-    print(f"resumed after epoch {done}{f', from here on {told}' if told else ''}", flush=True)
+    where = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+    print(f"resumed after {where}{f', from here on {told}' if told else ''}", flush=True)
+    if "processes" in changed:
+        print(
+            "every step still takes the same clips; not as before are batch norm's statistics, which are of a "
+            "process's own clips, dropout's masks, and the last digits of sums",
+            flush=True,
+        )
 
 
-def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
+def start_network(recipe: Recipe, classes: Sequence[str], *, resumed: bool = False) -> SegmentNetwork:
     """The recipe's network with the weights that it starts from; a resumed one's come from its state."""
     torch.manual_seed(recipe.seed)
     try:
@@ -134,7 +216,7 @@ def start_network(recipe: Recipe, classes: Sequence[str]) -> SegmentNetwork:
         )
     except ValueError as e:
         raise UserError(str(e)) from e
-    if recipe.resume:
+    if resumed:
         return network
     if recipe.start.init is not None:
         load_imagenet(network, recipe.start.init)
@@ -158,39 +240,41 @@ def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks:
     return classifier
 
 
-def run_epochs(run: Run, screen: Progress, progress: bool) -> TrainResult:
-    """Train the epochs that are left, validate, save."""
-    recipe, ranks, training, validation = run.recipe, run.ranks, run.training, run.validation
-    past = run.past
-    breakdown, scores = None, None
+def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> TrainResult:
+    """Train what is left, validate, save."""
+    recipe, ranks, training = run.recipe, run.ranks, run.training
+    past, saving = run.past, Saving(run, asked)
+    measured, scores = None, None
     epochs = recipe.optimization.epochs
+    if past.history and past.partial.step == 0 and run.store is not None:
+        run_state.write_weights(run.store, recipe, run.network, past)  # the run may have died before it did
     for number in range(len(past.history), epochs):
-        seed_epoch(recipe.seed, number, ranks.rank)
-        replaced = training.bad_clips.replacements
-        epoch, breakdown = train_epoch(run.step, training, number, progress)
-        epoch = replace(epoch, stand_ins=sum(gather(training.bad_clips.replacements - replaced, ranks)))
+        measured = train_epoch(run, number, saving, progress) or measured
         share_buffers(run.network, ranks)
-        run_state.check_sound(run.network, epoch)
-        training.bad_clips.join(bad_clip_reasons(training, ranks))
+        run.save()  # validation may be long
+        epoch = _finished(run, number)
         if number + 1 == epochs or (number + 1) % recipe.evaluate_every == 0:
-            scores = validate(run, progress)
-            validation.bad_clips.join(bad_clip_reasons(validation, ranks))
+            scores = validate(run, asked, progress)
             epoch = replace(epoch, top1=scores.top(1), top5=scores.top(5))
         past.history.append(epoch)
-        _note_bad_clips(run)
+        past.partial = Partial()
+        if run.store is not None:
+            run_state.write_weights(run.store, recipe, run.network, past)
+        run.save()
         if ranks.is_first:
-            run_state.save(recipe, run.step, run.network, past)
-            screen.report(epoch, breakdown)
+            screen.report(epoch, measured[0] if measured else None)
+        asked.stop_if_asked()
     if scores is None:  # resumed after the last epoch
-        scores = validate(run, progress)
-        validation.bad_clips.join(bad_clip_reasons(validation, ranks))
-        _note_bad_clips(run)
+        scores = validate(run, asked, progress)
+        note_bad_clips(run)
+    if run.store is not None:
+        run.store.wait()
     bad, bad_in_validation = (
         {run.manifest.videos.locate(path): reason for path, reason in past.bad_clips[split].items()}
         for split in ("train", "validation")
     )
     return TrainResult(
-        checkpoint=recipe.output / run_state.LAST,
+        checkpoint=recipe.output / LAST,
         epochs=tuple(past.history),
         scores=scores,
         bad_clips=len(bad),
@@ -199,58 +283,100 @@ def run_epochs(run: Run, screen: Progress, progress: bool) -> TrainResult:
         manifest=run.manifest,
         precision=run.step.precision,
         device=training.device,
-        ledger=breakdown.figures(len(training) * training.batch_size) if breakdown else {},
-        threads=breakdown.threads if breakdown else (),
+        ledger=measured[0].figures(measured[1]) if measured else {},
+        threads=measured[0].threads if measured else (),
+        stretches=past.stretches,
         changes=past.changes,
     )
 
 
-def _note_bad_clips(run: Run) -> None:
-    """Add what the loaders found to what the run knows. A loader looks at every video anew: a resumption may come after
-    a repair."""
+def _finished(run: Run, number: int) -> Epoch:
+    """The epoch that was trained, in all stretches of it."""
+    partial = run.past.partial
+    clips = partial.step * run.recipe.optimization.batch_size
+    return Epoch(
+        number + 1,
+        loss=sum(partial.losses) / partial.step,
+        clips_per_s=clips / partial.train_s,
+        wait_share=partial.waited_s / partial.train_s,
+        train_s=partial.train_s,
+        stand_ins=partial.replaced,
+    )
+
+
+def note_bad_clips(run: Run) -> None:
+    """Add what the loaders of all processes found to what the run knows. A loader looks at every video anew: a
+    resumption may come after a repair. Raises DataError where too many are bad."""
     for split, loader in (("train", run.training), ("validation", run.validation)):
-        found = {p.removeprefix(f"{run.manifest.root}/"): reason for p, reason in loader.bad_clips.reasons.items()}
-        run.past.bad_clips[split] = run.past.bad_clips.get(split, {}) | found
+        loader.bad_clips.join(bad_clip_reasons(loader, run.ranks))
+        found = {p.removeprefix(f"{run.manifest.root}/"): r for p, r in loader.bad_clips.by_path().items()}
+        known = run.past.bad_clips.get(split, {})
+        run.past.stretches[-1].bad_clips += len(found.keys() - known.keys())
+        run.past.bad_clips[split] = known | found
 
 
-def seed_epoch(seed: int, number: int, rank: int) -> None:
-    """Seed what draws dropout's masks: others in every epoch and on every process, and the same after a resumption."""
-    (state,) = np.random.SeedSequence((seed, number, rank)).generate_state(1, np.uint64)
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed what draws dropout's masks: others in every step and on every process, and the same after a resumption."""
+    (state,) = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
 
 
-def train_epoch(step: TrainStep, loader: ClipLoader, number: int, progress: bool) -> tuple[Epoch, TimeBreakdown]:
-    """Return what the epoch did and where its time went. `number` counts from 0."""
+def train_epoch(run: Run, number: int, saving: Saving, progress: bool) -> tuple[TimeBreakdown, int] | None:
+    """Train the steps of an epoch, counted from 0, that are not done yet: `run.past.partial` holds them afterwards.
+    Return where the time went, and of how many clips on this process; None where all were done."""
+    step, loader, past = run.step, run.training, run.past
+    first, steps, before = past.partial.step, len(loader), replace(past.partial)
+    if first == steps:
+        return None
+    stretch = past.stretches[-1]
+    stretch_s, replaced, waited_before = stretch.train_s, 0, loader.wait_s
     step.classifier.train()
-    steps = len(loader)
-    total = torch.zeros((), device=step.device)
-    clips, done, waited_before, ledger = 0, 0, loader.wait_s, loader.ledger
+    losses = torch.zeros(steps, device=step.device)
+    ledger = loader.ledger
     ledger.start()
     lane, start = ledger.lane(), time.perf_counter()
-    with show_progress(f"Epoch {number + 1}", steps, "steps", shown=progress, still=True) as advance:
-        for batch in loader.epoch(number):
+
+    def note(done: int) -> None:
+        """Take over what was done since the last call; waits for the device. All processes call it together."""
+        known = past.partial.step
+        new = mean_over(losses[known:done], run.ranks).tolist()
+        elapsed = time.perf_counter() - start
+        past.partial = Partial(
+            losses=past.partial.losses + new,
+            train_s=before.train_s + elapsed,
+            waited_s=before.waited_s + loader.wait_s - waited_before,
+            replaced=before.replaced + sum(gather(replaced, run.ranks)),
+        )
+        stretch.train_s = stretch_s + elapsed
+        if not np.isfinite(new).all():
+            bad = next(x for x in new if not np.isfinite(x))
+            raise UserError(f"the loss became {bad} in epoch {number + 1}; {run_state.WAY_OUT}")
+
+    with show_progress(f"Epoch {number + 1}", steps, "steps", done=first, shown=progress, still=True) as advance:
+        for done, batch in enumerate(loader.epoch(number, first_batch=first), first):
             begun, what = time.perf_counter(), f"step {done}"
+            seed_step(run.recipe.seed, number, done, run.ranks.rank)
             with ledger.on_device("train", what, wait=False):
-                total += step(batch.frames, batch.labels, number + done / steps)
-            clips, done = clips + len(batch), done + 1
-            if (done % LOSS_EVERY == 0 or done == steps) and not torch.isfinite(total):
-                raise UserError(
-                    f"the loss became {total.item()} in epoch {number + 1}; {run_state.way_out(number + 1)}"
-                )
+                losses[done] = step(batch.frames, batch.labels, number + done / steps)
+            replaced += batch.replacements
             now = time.perf_counter()
             lane.add("train", begun, now, what)
-            elapsed = now - start
+            due = saving.is_due(done + 1)
+            if due or (done + 1) % LOSS_EVERY == 0 or done + 1 == steps:
+                note(done + 1)
+            if due:
+                saving.save()
+            elapsed = time.perf_counter() - start
+            clips = (done + 1 - first) * run.recipe.optimization.batch_size
             waiting = (loader.wait_s - waited_before) / elapsed
             advance(1, f"{clips / elapsed:.1f} clips/s, {waiting:.0%} waiting for data")
-    loss = (total / done).item()  # waits for the device, so that the epoch's time is whole
-    seconds = time.perf_counter() - start
     ledger.stop()
-    wait_share = (loader.wait_s - waited_before) / seconds
-    return Epoch(number + 1, loss, clips / seconds, wait_share, seconds, stand_ins=0), break_down(ledger)
+    return break_down(ledger), (steps - first) * loader.batch_size
 
 
-def validate(run: Run, shown: bool = False) -> Scores:
-    """Score the validation split; with several processes each scores its part and all get the whole."""
+def validate(run: Run, asked: Asked, shown: bool = False) -> Scores:
+    """Score the validation split; with several processes each scores its part and all get the whole. The run is saved:
+    a signal ends it at once, as KeyboardInterrupt."""
     run.classifier.eval()
     loader = run.validation
     part: Scores | None = None
@@ -260,10 +386,15 @@ def validate(run: Run, shown: bool = False) -> Scores:
             autocast(run.step.precision, loader.device),
             show_progress("Validating", len(loader.videos) // run.ranks.world_size, shown=shown) as advance,
         ):
-            part = score(run.classifier, loader.epoch(), done=lambda batch, part: advance(len(part.ids)))
+
+            def scored(batch: ClipBatch, part: Scores) -> None:
+                advance(len(part.ids))
+                asked.stop_if_asked()
+
+            part = score(run.classifier, loader.epoch(), done=scored)
     parts = [p for p in gather(part, run.ranks) if p is not None]
     logits = torch.cat([p.logits for p in parts])
     if not logits.isfinite().all():
-        done = len(run.past.history)
-        raise UserError(f"validation after epoch {done + 1}: logits that are not finite; {run_state.way_out(done + 1)}")
+        done = len(run.past.history) + 1
+        raise UserError(f"validation after epoch {done}: logits that are not finite; {run_state.WAY_OUT}")
     return Scores(tuple(i for p in parts for i in p.ids), logits, torch.cat([p.labels for p in parts]))

@@ -34,16 +34,18 @@ class Progress:
 
         return SummaryWriter(str(recipe.output), purge_step=done + 1)
 
-    def report(self, epoch: Epoch, breakdown: TimeBreakdown) -> None:
+    def report(self, epoch: Epoch, breakdown: TimeBreakdown | None) -> None:
         """Say what the epoch did."""
         if self._writer is None:
             return
         recipe = self._recipe
         accuracy = "" if epoch.top1 is None else f", top-1 {epoch.top1:.2f} %, top-5 {epoch.top5:.2f} %"
+        bound = ""
+        if breakdown is not None:
+            bound = f", bottleneck {breakdown.bottleneck} (busy {breakdown.overlap_efficiency:.0%})"
         print(
             f"{recipe.name}: epoch {epoch.epoch}/{recipe.optimization.epochs}: loss {epoch.loss:.4f}, "
-            f"{epoch.clips_per_s:.1f} clips/s, {epoch.wait_share:.0%} waiting for data, bottleneck "
-            f"{breakdown.bottleneck} (busy {breakdown.overlap_efficiency:.0%}){accuracy}",
+            f"{epoch.clips_per_s:.1f} clips/s, {epoch.wait_share:.0%} waiting for data{bound}{accuracy}",
             flush=True,
         )
         values = scalars(recipe, epoch)

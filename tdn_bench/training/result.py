@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,18 @@ from tdn_bench.recipes import Recipe
 from tdn_bench.records import Record, make_record
 
 MAX_REASONS = 100  # bad clips that a record names; the log in the output folder names all
+
+
+@dataclass
+class Stretch:
+    """What a run did from its start, or a resumption, until its end or its last checkpoint before another one."""
+
+    begun: str  # when, in UTC
+    start: tuple[int, int]  # epochs, and steps of the next, that were done before
+    processes: int
+    train_s: float = 0.0  # validation left out
+    bad_clips: int = 0  # that were not known before
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # {setting: [before, from here on]}
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class TrainResult:
     device: torch.device
     ledger: Mapping[str, object]  # figures of this process's last epoch; none where a resumed run had nothing to do
     threads: Sequence[Mapping[str, Any]]  # what each of its threads booked then
+    stretches: Sequence[Stretch] = ()  # from start or resumption to the end or the last checkpoint
     changes: Sequence[Mapping[str, Any]] = ()  # settings that a resumption changed: after_epoch, {name: [old, new]}
 
 
@@ -79,6 +92,8 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "bad_clips": result.bad_clip_reasons,
         "ledger": result.threads,
     }
+    if len(result.stretches) > 1:
+        details["stretches"] = [asdict(stretch) for stretch in result.stretches]
     if result.changes:  # the settings are the last epochs' only
         details["changed_settings"] = result.changes
     return make_record(

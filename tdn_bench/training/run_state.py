@@ -1,40 +1,39 @@
-"""A run on disk: its folder, which is its own; what `--resume` needs; the last epoch's weights, and the best ones."""
+"""What a checkpoint holds of a run, beside its weights; what a resumption compares, and takes over."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipelines.manifest import Manifest
-from tdn_bench.checkpoint import clear_debris, read_training_state, save_checkpoint, write_training_state
 from tdn_bench.cli import flag
 from tdn_bench.errors import UserError
 from tdn_bench.models import SegmentNetwork
 from tdn_bench.recipes import Recipe
-from tdn_bench.training.result import Epoch
+from tdn_bench.records import utc_now
+from tdn_bench.training.result import Epoch, Stretch
 from tdn_bench.training.step import TrainStep
+from tdn_bench.training.store import LAST, Loaded, RunStore
 
-STATE, LAST, BEST, LOCK = "last.pt", "last.safetensors", "best.safetensors", ".lock"
-FORMAT = "tdn_bench training state 2"  # the first had neither settings nor class names: nobody could compare them
+FORMAT = "tdn_bench training state 3"  # the second knew whole epochs only
 
 # Three kinds of settings may differ between an interrupted run and its resumption without being allowed by name: how it
 # was called and where things lie, which no state notes (data count by digest and classes instead); ...
-_OF_THE_CALL = ("name", "output", "results", "resume", "overwrite", "allow_changes", "allow_outside", "track")
+_OF_THE_CALL = ("name", "output", "results", "resume", "overwrite", "change", "allow_outside", "track")
 _OF_THE_DATA = ("dataset", "data", "split", "labels", "manifest", "train_list", "val_list", "class_names")
-# ... what is computed where, which may change the last digits; and what is looked at, and when a run gives up.
+# ... what is computed where, which may change the last digits; what is looked at and saved, and when a run gives up.
 _OF_THE_SPEED = ("workers", "device")
-_FREE = (*_OF_THE_SPEED, "compile", "evaluate_every", "on_bad_clip", "max_bad_share", "verify_checksums")
-NOT_OF_THE_RESULT = (*_OF_THE_CALL, *_OF_THE_SPEED)
+_OF_THE_SAVING = ("save_minutes", "save_steps", "keep_checkpoints")
+_OF_THE_WATCH = ("evaluate_every", "on_bad_clip", "max_bad_share", "verify_checksums")
+_FREE = (*_OF_THE_SPEED, *_OF_THE_SAVING, *_OF_THE_WATCH, "compile", "processes")
+NOT_OF_THE_RESULT = (*_OF_THE_CALL, *_OF_THE_SPEED, *_OF_THE_SAVING)
 
 # The largest number of fp16. No weight, loss or activation of a sound network comes near it: in fp16, which it may be
 # trained and run in, it would be infinite.
@@ -42,53 +41,60 @@ FP16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass
+class Partial:
+    """What was done of the epoch that is being trained; counts and times are of all stretches, losses of all
+    processes."""
+
+    losses: list[float] = field(default_factory=list)  # of every step
+    train_s: float = 0.0
+    waited_s: float = 0.0
+    replaced: int = 0
+
+    @property
+    def step(self) -> int:
+        """Steps that were done."""
+        return len(self.losses)
+
+
+@dataclass
 class Past:
     """What a run has done up to now, as its state holds it."""
 
     settings: dict[str, Any]  # that it goes on with, as `describe` gives them
-    history: list[Epoch] = field(default_factory=list)
-    changes: list[dict[str, Any]] = field(default_factory=list)  # by resumptions: after_epoch, {setting: [old, new]}
+    history: list[Epoch] = field(default_factory=list)  # finished epochs
+    partial: Partial = field(default_factory=Partial)  # of the next one
+    stretches: list[Stretch] = field(default_factory=list)
     bad_clips: dict[str, dict[str, str]] = field(default_factory=dict)  # split → path below the root → reason
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epochs, and steps of the next one, that were done."""
+        return len(self.history), self.partial.step
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """By resumptions, as a record has them: after_epoch, after_step, {setting: [before, after]}."""
+        return [
+            {"after_epoch": s.start[0], "after_step": s.start[1], "changed": s.changed}
+            for s in self.stretches
+            if s.changed
+        ]
+
+    def begin(self, settings: dict[str, Any], changed: dict[str, list[Any]]) -> None:
+        """Another stretch, with these settings."""
+        self.settings = settings
+        self.stretches.append(Stretch(utc_now(), self.position, settings["processes"], changed=changed))
 
 
 @dataclass(frozen=True)
 class State:
-    """A state file that was read, its plain part looked through; its tensors are when they are taken over."""
+    """A checkpoint that was read, its plain part looked through; its tensors are when they are taken over."""
 
     file: Path
     past: Past
     scaler: dict[str, Any]
     network: object
     momentum: object
-
-
-@contextmanager
-def claim(recipe: Recipe) -> Iterator[None]:
-    """Keep the output folder for this run alone, until the end of the context or of the process. Raises UserError
-    where another process writes there, and where an earlier run lies there and nobody said what becomes of it."""
-    folder = recipe.output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
-    except OSError as e:
-        raise UserError(f"--output {folder}: cannot be locked ({e.strerror}: {LOCK})") from e
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(
-                f"--output {folder}: another training is writing there; wait for its end, or name another folder"
-            ) from e
-        except OSError as e:  # some network file systems
-            print(f"{folder}: cannot be locked ({e.strerror}); start no second training there", flush=True)
-        held = [name for name in (STATE, LAST, BEST) if (folder / name).exists()]
-        if held and not (recipe.resume or recipe.overwrite):
-            raise UserError(
-                f"--output {folder}: holds a run already ({held[0]}); go on with it with --resume, replace it with "
-                "--overwrite, or name another folder"
-            )
-        clear_debris(folder)
-        yield
 
 
 def describe(recipe: Recipe, device: torch.device, precision: str, processes: int) -> dict[str, Any]:
@@ -104,22 +110,26 @@ def describe_data(manifest: Manifest, backend: str) -> dict[str, Any]:
     return {"data": manifest.digest(), "classes": list(manifest.classes), "backend": backend}
 
 
-def read(folder: Path) -> State:
-    """The state of the run in `folder`. Raises UserError where it is missing, damaged, or none of this version's."""
-    file = folder / STATE
-    raw = read_training_state(file)
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+def parse(loaded: Loaded) -> State:
+    """The state that a checkpoint holds. Raises UserError where it is damaged, or none of this version's."""
+    file, raw = loaded.file, loaded.state
+    if raw.get("format") != FORMAT:
         raise UserError(
             f"{file}: not a state that this version can resume; start anew with --overwrite, from its weights with "
             f"--checkpoint {LAST} if you like"
         )
     try:
         notes = json.loads(raw["notes"])
-        history = [Epoch(**e) for e in notes["history"]]
-        past = Past(dict(notes["settings"]), history, list(notes["changes"]), _reasons(notes["bad_clips"]))
+        partial = dict(notes["partial"])
+        past = Past(
+            dict(notes["settings"]),
+            [Epoch(**e) for e in notes["history"]],
+            Partial(list(partial.pop("losses")), **partial),
+            [Stretch(**s) for s in notes["stretches"]],
+            _reasons(notes["bad_clips"]),
+        )
         state = State(file, past, dict(notes["scaler"]), raw["network"], raw["momentum"])
-        ordered = [e.epoch for e in history] == list(range(1, len(history) + 1))
-        if not history or not ordered or not all(_is_whole(e) for e in history) or not _are_numbers(state.scaler):
+        if not _is_sound(past) or not _are_numbers(state.scaler) or past.position == (0, 0):
             raise ValueError("numbers that cannot be")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f"{file}: damaged ({type(e).__name__}: {e}); {_ANEW}") from e
@@ -137,6 +147,24 @@ def _are_numbers(values: Mapping[str, Any]) -> bool:
     return all(type(v) in (int, float) and 0 <= v < math.inf for v in values.values())
 
 
+def _is_sound(past: Past) -> bool:
+    """Whether it holds the numbers that its classes say."""
+    partial = past.partial
+    ordered = [e.epoch for e in past.history] == list(range(1, len(past.history) + 1))
+    numbers = [partial.train_s, partial.waited_s, partial.replaced, *partial.losses]
+    for stretch in past.stretches:
+        epoch, step = stretch.start
+        numbers += [epoch, step, stretch.train_s, stretch.processes, stretch.bad_clips]
+        if not isinstance(stretch.begun, str) or not all(len(pair) == 2 for pair in stretch.changed.values()):
+            return False
+        stretch.start = (epoch, step)  # JSON has no tuples
+    return (
+        ordered
+        and all(map(_is_whole, past.history))
+        and _are_numbers({str(i): number for i, number in enumerate(numbers)})
+    )
+
+
 def _is_whole(epoch: Epoch) -> bool:
     """Whether it holds the numbers that `Epoch` says; accuracies may be missing."""
     return _are_numbers({f.name: v for f in fields(epoch) if (v := getattr(epoch, f.name)) is not None or f.default})
@@ -146,8 +174,8 @@ def compare(state: State, now: Mapping[str, Any], allowed: tuple[str, ...]) -> d
     """The settings that differ: {name: [the interrupted run's, this one's]}. Raises UserError where one of them decides
     the result and is not `allowed` to differ."""
     past = state.past
-    if (done := len(past.history)) > now["epochs"]:
-        raise UserError(f"--epochs {now['epochs']}: the run in {state.file.parent} has done {done} already")
+    if (done := len(past.history) + (past.partial.step > 0)) > now["epochs"]:
+        raise UserError(f"--epochs {now['epochs']}: the run of {state.file} is in epoch {done} already")
     changed = {name: [past.settings.get(name), value] for name, value in now.items()}
     changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
     if "classes" in changed:
@@ -160,7 +188,7 @@ def compare(state: State, now: Mapping[str, Any], allowed: tuple[str, ...]) -> d
         told = ", ".join(_tell(name, *changed[name]) for name in refused)
         raise UserError(
             f"{state.file}: its run had other settings: {told}; resume with the run's own, or take the new ones with "
-            f"--allow-changes {' '.join(refused)}"
+            f"--change {' '.join(refused)}"
         )
     return changed
 
@@ -182,20 +210,20 @@ def _tell(name: str, before: Any, now: Any) -> str:
 
 
 def check_allowed(recipe: Recipe) -> None:
-    """Raise UserError where --allow-changes names what is no setting."""
-    known = {*recipe.settings(), "processes"} - {*_OF_THE_CALL, *_OF_THE_DATA, *_FREE} | {"data"}
-    for name in recipe.allow_changes:
+    """Raise UserError where --change names what is no setting."""
+    known = {*recipe.settings()} - {*_OF_THE_CALL, *_OF_THE_DATA, *_FREE} | {"data"}
+    for name in recipe.change:
         if name.replace("-", "_") not in known:
-            raise UserError(f"--allow-changes {name}: no such setting; name some of {' '.join(sorted(known))}")
-    if recipe.allow_changes and not recipe.resume:
-        raise UserError("--allow-changes is for --resume: a new run has nothing to differ from")
+            raise UserError(f"--change {name}: no such setting; name some of {' '.join(sorted(known))}")
+    if recipe.change and recipe.resume == "no":
+        raise UserError("--change is for --resume: a new run has nothing to differ from")
 
 
 def restore(state: State, now: dict[str, Any], recipe: Recipe, step: TrainStep, network: SegmentNetwork) -> Past:
     """Take over the state's tensors, which are looked through before any is. Return what the run has done, with the
     settings `now` that it goes on with. Raises UserError where they differ and may not, and for tensors of another
     network and for what no training can go on from."""
-    changed = compare(state, now, recipe.allow_changes)
+    changed = compare(state, now, recipe.change)
     parameters = dict(network.named_parameters())
     weights = _like(state.file, "weights", state.network, network.state_dict(), whole=True)
     momentum = _like(state.file, "momentum", state.momentum, parameters, whole=False)
@@ -209,10 +237,8 @@ def restore(state: State, now: dict[str, Any], recipe: Recipe, step: TrainStep, 
     for name, value in momentum.items():
         parameter = parameters[name]
         step.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
-    past = state.past
-    if changed:
-        past.changes.append({"after_epoch": len(past.history), "changed": changed})
-    return Past(now, past.history, past.changes, past.bad_clips)
+    state.past.begin(now, changed)
+    return state.past
 
 
 def _like(file: Path, what: str, found: Any, wanted: Mapping[str, Tensor], *, whole: bool) -> dict[str, Tensor]:
@@ -239,26 +265,23 @@ def find_unsound(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def check_sound(network: nn.Module, epoch: Epoch) -> None:
-    """Raise UserError where an epoch came to what nobody can go on from: it must not take the place of the last good
+def check_sound(network: nn.Module, past: Past) -> None:
+    """Raise UserError where the epoch came to what nobody can go on from: it must not take the place of the last good
     state."""
+    epoch, losses = len(past.history) + 1, past.partial.losses
     unsound = find_unsound(network.state_dict())
-    if not epoch.loss <= FP16_MAX:
-        unsound = f"the loss became {epoch.loss:g}"
+    if losses and not (loss := sum(losses) / len(losses)) <= FP16_MAX:
+        unsound = f"the loss became {loss:g}"
     if unsound:
-        raise UserError(f"{unsound} in epoch {epoch.epoch}, which is not saved; {way_out(epoch.epoch)}")
+        raise UserError(f"{unsound} in epoch {epoch}, which is not saved; {WAY_OUT}")
 
 
-def way_out(epoch: int) -> str:
-    """What to do where training came to nothing in this epoch (counted from 1)."""
-    if epoch == 1:
-        return "try a smaller --lr"
-    return f"try a smaller --lr from epoch {epoch - 1} on, which is kept: --resume --allow-changes lr --lr NUMBER"
+# where training came to nothing
+WAY_OUT = "try a smaller --lr, from the last checkpoint on, if there is one: --resume --change lr --lr NUMBER"
 
 
-def save(recipe: Recipe, step: TrainStep, network: SegmentNetwork, past: Past) -> None:
-    """Write what `--resume` needs, then the weights. A process may die between any two files: the state comes first,
-    and `write_weights` derives the others from it. Raises UserError where the disk takes no more."""
+def save(store: RunStore, step: TrainStep, network: SegmentNetwork, past: Past, *, wait: bool = False) -> None:
+    """Write what `--resume` needs, in the background; `wait` for it. Raises UserError where the disk takes no more."""
     momentum = {
         name: buffer
         for name, parameter in network.named_parameters()
@@ -266,16 +289,11 @@ def save(recipe: Recipe, step: TrainStep, network: SegmentNetwork, past: Past) -
     }
     notes = asdict(past) | {"scaler": step.scaler.state_dict()}
     state = {"format": FORMAT, "notes": json.dumps(notes), "network": network.state_dict(), "momentum": momentum}
-    try:
-        write_training_state(recipe.output / STATE, state)
-        write_weights(recipe, network, past)
-    except (OSError, SafetensorError) as e:
-        done = past.history[-1].epoch
-        raise UserError(f"{recipe.output}: epoch {done} cannot be saved ({e}); make room, then --resume") from e
+    store.save(state, past.position, wait=wait)
 
 
-def write_weights(recipe: Recipe, network: SegmentNetwork, past: Past) -> None:
-    """Write the epoch's weights, and where it is the best so far, those too."""
+def write_weights(store: RunStore, recipe: Recipe, network: SegmentNetwork, past: Past) -> None:
+    """Write the weights of the epoch that was finished last, and where it is the best so far, as the best, too."""
     epoch = past.history[-1]
     notes = {
         "model": recipe.model,
@@ -286,9 +304,9 @@ def write_weights(recipe: Recipe, network: SegmentNetwork, past: Past) -> None:
         "epoch": epoch.epoch,
         "top1": epoch.top1,
     }
-    save_checkpoint(network, recipe.output / LAST, notes)
+    store.save_weights("last", network, notes)
     best = max((e.top1 for e in past.history if e.top1 is not None), default=None)
     if best is None:
-        (recipe.output / BEST).unlink(missing_ok=True)  # of a run that this one replaces
+        store.drop_weights("best")  # of a run that this one replaces
     elif epoch.top1 == best:
-        save_checkpoint(network, recipe.output / BEST, notes)
+        store.save_weights("best", network, notes)
