@@ -74,7 +74,8 @@ class Run:
         run_state.check_sound(self.network, self.past)
         note_bad_clips(self)
         if self.store is not None:
-            run_state.save(self.store, self.step, self.network, self.past, wait=wait)
+            state = run_state.state_of(self.step, self.network, self.past)
+            self.store.save(state, self.past.position, wait=wait)
         if wait:
             gather(None, self.ranks)  # none leaves before the first has written
 

@@ -280,16 +280,15 @@ def check_sound(network: nn.Module, past: Past) -> None:
 WAY_OUT = "try a smaller --lr, from the last checkpoint on, if there is one: --resume --change lr --lr NUMBER"
 
 
-def save(store: RunStore, step: TrainStep, network: SegmentNetwork, past: Past, *, wait: bool = False) -> None:
-    """Write what `--resume` needs, in the background; `wait` for it. Raises UserError where the disk takes no more."""
+def state_of(step: TrainStep, network: nn.Module, past: Past) -> dict[str, object]:
+    """What a checkpoint holds."""
     momentum = {
         name: buffer
         for name, parameter in network.named_parameters()
         if (buffer := step.optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
     }
     notes = asdict(past) | {"scaler": step.scaler.state_dict()}
-    state = {"format": FORMAT, "notes": json.dumps(notes), "network": network.state_dict(), "momentum": momentum}
-    store.save(state, past.position, wait=wait)
+    return {"format": FORMAT, "notes": json.dumps(notes), "network": network.state_dict(), "momentum": momentum}
 
 
 def write_weights(store: RunStore, recipe: Recipe, network: SegmentNetwork, past: Past) -> None:

@@ -57,14 +57,7 @@ def test_a_script_starts_torchrun_with_real_flags(script: Path, tmp_path: Path) 
     dry_run(done.stdout)
     assert done.stdout.startswith("torchrun --nnodes 2 --nproc-per-node 8 ")
     assert "--rdzv-endpoint node7:29500 -m tdn_bench.train sthv2 --data a\\ folder --init w.pth" in done.stdout
-    assert "--resume" not in done.stdout
-
-
-def test_the_slurm_script_goes_on_with_its_run(tmp_path: Path) -> None:
-    (tmp_path / "runs/sthv2").mkdir(parents=True)
-    (tmp_path / "runs/sthv2/last.pt").touch()
-    done = start(EXAMPLES / "slurm.sbatch", tmp_path, **ENVIRONMENT["slurm.sbatch"])
-    assert done.stdout.rstrip().endswith("--resume")
+    assert done.stdout.rstrip().endswith("--resume auto")
 
 
 def test_a_script_says_what_it_needs(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_a_gpus_clips_are_finished_on_a_stream_of_their_own(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", current)
     monkeypatch.setattr(
-        loader, "_collate", lambda clips, number: ClipBatch(torch.empty(2), torch.empty(2), ("v0", "v1"))
+        loader, "_collate", lambda clips, number, replacements: ClipBatch(torch.empty(2), torch.empty(2), ("v0", "v1"))
     )
     loader.device = torch.device("cuda")
     if use == "epoch":

@@ -20,6 +20,7 @@ from support.flags import configure
 from tdn_bench.recipes import Recipe, demo
 from tdn_bench.records import read_record, write_record
 from tdn_bench.training import loop, run_state, train, train_record
+from tdn_bench.training.store import RunStore
 
 
 def in_a_process(work: Callable[[], object]) -> int:
@@ -53,16 +54,16 @@ def train_and_die(recipe: Recipe, kill_at: tuple[str, int] | None) -> None:
             seen[kind] += 1
 
     def watched(saving: Callable[..., None]) -> Callable[..., None]:
-        def save(*args: object) -> None:
+        def save(*args: object, **options: object) -> None:
             sys.setprofile(count)
             try:
-                saving(*args)
+                saving(*args, **options)
             finally:
                 sys.setprofile(None)
 
         return save
 
-    run_state.save = watched(run_state.save)
+    RunStore.save = watched(RunStore.save)
     run_state.write_weights = watched(run_state.write_weights)
     loop.Progress.report = lambda *_: None
     write_record(train_record(recipe, train(recipe, progress=False)), recipe.output)
@@ -75,8 +76,8 @@ def outcome(folder: Path) -> dict[str, object]:
     for name in ("last.safetensors", "best.safetensors"):
         with safe_open(folder / name, "pt") as f:
             found[name] = f.metadata(), {k: f.get_tensor(k).numpy().tobytes() for k in f.keys()}  # noqa: SIM118
-    state = torch.load(folder / "last.pt", weights_only=True)
-    found["last.pt"] = {p: {k: v.numpy().tobytes() for k, v in state[p].items()} for p in ("network", "momentum")}
+    state = torch.load(max(folder.glob("checkpoints/*.pt")), weights_only=True)
+    found["state"] = {p: {k: v.numpy().tobytes() for k, v in state[p].items()} for p in ("network", "momentum")}
     record = read_record(max(folder.glob("train-*.json")))
     found["figures"] = {k: record.figures[k] for k in ("top1_percent", "best_top1_percent", "loss", "bad_clips")}
     found["samples"] = {k: record.samples[k] for k in ("loss", "top1_percent", "top1_epoch")}
@@ -101,9 +102,9 @@ def main(folder: Path, kills: int) -> None:
         status = in_a_process(lambda run=run, at=at: train_and_die(run, at))
         assert status in (0, -signal.SIGKILL), status
         killed += status != 0  # a few calls are of a first run only, so that the last points are not reached
-        # where nothing was saved yet there is nothing to resume; every other resumption is killed as well, once
-        again = configure(run, resume=(run.output / "last.pt").exists())
-        if number % 2 and again.resume:
+        # every other resumption is killed as well, once
+        again = configure(run, resume="auto")
+        if number % 2:
             in_a_process(lambda run=again, at=number: train_and_die(run, ("file", at)))
         status = in_a_process(lambda run=again: train_and_die(run, None))
         found = outcome(run.output) if status == 0 else {"status": status}

@@ -163,4 +163,4 @@ def test_training_is_refused_without_a_trace_and_writes_its_flags_at_the_start(t
     written = tmp_path / "runs/a/b/config.toml"
     interface = EVERY["train demo"]
     recipe = interface.build(ConfigFile(written).values(interface, ["demo"]))
-    assert (recipe.optimization.lr, recipe.data.data, recipe.resume) == (0.5, Path("x"), False)
+    assert (recipe.optimization.lr, recipe.data.data, recipe.resume) == (0.5, Path("x"), "no")

@@ -1,5 +1,6 @@
 """Training: the recipe's optimiser and schedule, one step against plain PyTorch, and whole runs on a few clips."""
 
+import itertools
 import json
 import os
 import shutil
@@ -197,26 +198,26 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
     assert figures["ledger_train_ms"] + figures["ledger_idle_ms"] == pytest.approx(wall_ms, rel=0.05)
     assert {row["thread"].partition("_")[0] for row in whole.threads} >= {"consumer", "loader"}
     files = {p.name.split(".")[0] for p in (tmp_path / "whole").iterdir()}
-    assert {"best", "last", "events"} <= files
+    assert {"best", "last", "events", "checkpoints"} <= files
     assert read_metadata(whole.checkpoint)["classes"] == list(whole.manifest.classes)
 
     # the same run, cut after its first epoch: a schedule of two epochs, of which one is done
     half = tiny(motion_data, tmp_path / "half", dropout=0.5)
 
-    def stop(step, loader, number, progress, original=loop.train_epoch):
+    def stop(run, number, saving, progress, original=loop.train_epoch):
         if number == 1:
             raise KeyboardInterrupt
-        return original(step, loader, number, progress)
+        return original(run, number, saving, progress)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(half, progress=False)
-    resumed = train(replace(half, resume=True), progress=False)
+    resumed = train(replace(half, resume="yes"), progress=False)
     assert [e.epoch for e in resumed.epochs] == [1, 2]
     assert torch.equal(resumed.scores.logits, whole.scores.logits)
     assert capsys.readouterr().out.count("epoch 2/2") == 2
-    again = train(replace(half, resume=True), progress=False)  # nothing left to do: validates only
+    again = train(replace(half, resume="yes"), progress=False)  # nothing left to do: validates only
     assert not again.ledger
     assert torch.equal(again.scores.logits, resumed.scores.logits)
     assert train_record(half, again).figures["train_s"] == sum(e.train_s for e in resumed.epochs)
@@ -224,16 +225,16 @@ def test_a_run_leaves_what_it_promises_and_resumes_to_the_same_weights(motion_da
         train(half, progress=False)
     # a state that was not followed by its weights
     (tmp_path / "half" / "last.safetensors").unlink()
-    train(replace(half, resume=True), progress=False)
+    train(replace(half, resume="auto"), progress=False)
     assert read_metadata(tmp_path / "half" / "last.safetensors")["epoch"] == 2
 
 
-def test_masks_differ_by_epoch_and_process_and_are_the_same_after_a_resumption():
+def test_masks_differ_by_step_and_process_and_are_the_same_after_a_resumption():
     def mask(*of):
-        loop.seed_epoch(*of)
+        loop.seed_step(*of)
         return F.dropout(torch.ones(64)).tolist()
 
-    masks = {of: mask(*of) for of in [(s, e, r) for s in (0, 1) for e in (0, 1) for r in (0, 1)]}
+    masks = {of: mask(*of) for of in itertools.product((0, 1), (0, 1), (0, 1), (0, 1))}
     assert len(set(map(tuple, masks.values()))) == len(masks)
     assert all(mask(*of) == masks[of] for of in masks)
 
@@ -241,20 +242,22 @@ def test_masks_differ_by_epoch_and_process_and_are_the_same_after_a_resumption()
 def test_a_poisoned_epoch_keeps_the_last_state_and_a_smaller_lr_goes_on_from_it(motion_data, tmp_path):
     recipe = tiny(motion_data, tmp_path, epochs=2, schedule="step", warmup_epochs=0, model="tsn_resnet_small")
     train(configure(recipe, epochs=1), progress=False)
-    before = (tmp_path / "last.pt").read_bytes()
-    poison = configure(recipe, resume=True, allow_changes=("lr", "clip_gradient_norm"), lr=1e3, clip_gradient_norm=1e9)
-    with pytest.raises(UserError, match=r"epoch 2.* from epoch 1 on, which is kept: --resume --allow-changes lr"):
+    poison = configure(recipe, resume="yes", change=("lr", "clip_gradient_norm"), lr=1e3, clip_gradient_norm=1e9)
+    with pytest.raises(
+        UserError, match=r"epoch 2.* a smaller --lr, from the last checkpoint on.*: --resume --change lr"
+    ):
         train(poison, progress=False)
-    assert (tmp_path / "last.pt").read_bytes() == before
     cured = configure(poison, lr=0.001, clip_gradient_norm=recipe.optimization.clip_gradient_norm)
     result = train(cured, progress=False)
     changed = {"epochs": [1, 2], "lr": [0.01, 0.001]}
-    assert train_record(cured, result).details["changed_settings"] == [{"after_epoch": 1, "changed": changed}]
+    assert train_record(cured, result).details["changed_settings"] == [
+        {"after_epoch": 1, "after_step": 0, "changed": changed}
+    ]
 
 
 def test_resume_without_a_checkpoint(motion_data, tmp_path):
-    with pytest.raises(CheckpointError, match=r"last\.pt: nothing to resume from"):
-        train(tiny(motion_data, tmp_path, resume=True), progress=False)
+    with pytest.raises(CheckpointError, match=r"nothing to resume from; start without --resume"):
+        train(tiny(motion_data, tmp_path, resume="yes"), progress=False)
 
 
 def test_a_loss_that_explodes_stops_the_run(motion_data, tmp_path):
@@ -346,8 +349,8 @@ from tdn_bench.cli import run_command
 from tdn_bench.train import main
 from tdn_bench.training import loop
 
-def validate(run, shown, original=loop.validate):
-    scores = original(run, shown)
+def validate(run, asked, shown, original=loop.validate):
+    scores = original(run, asked, shown)
     if run.ranks.is_first:
         scores.save(run.recipe.output / "scores.safetensors", {})
     return scores
