@@ -84,6 +84,15 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file, or what a link leads to, whole or not at all. Raises OSError."""
     with whole_file(Path(os.path.realpath(path))) as temporary:
@@ -98,6 +107,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
+        with suppress(OSError):  # where a folder cannot be synced, as over some networks
+            sync_folder(path.parent)
 
 
 def clear_debris(folder: Path) -> None:

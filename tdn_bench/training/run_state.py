@@ -305,7 +305,5 @@ def write_weights(store: RunStore, recipe: Recipe, network: SegmentNetwork, past
     }
     store.save_weights("last", network, notes)
     best = max((e.top1 for e in past.history if e.top1 is not None), default=None)
-    if best is None:
-        store.drop_weights("best")  # of a run that this one replaces
-    elif epoch.top1 == best:
+    if best is not None and epoch.top1 == best:
         store.save_weights("best", network, notes)
