@@ -48,11 +48,11 @@ def parameter_groups(
 def learning_rate(optimization: Optimization, epoch: float) -> float:
     """The learning rate at a point of training, in epochs (fractions count)."""
     if epoch < optimization.warmup_epochs:
-        return optimization.lr * epoch / optimization.warmup_epochs
+        return optimization.peak_lr * epoch / optimization.warmup_epochs
     if optimization.schedule == "step":
-        return optimization.lr * 0.1 ** sum(epoch >= m for m in optimization.milestones)
+        return optimization.peak_lr * 0.1 ** sum(epoch >= m for m in optimization.milestones)
     done = (epoch - optimization.warmup_epochs) / (optimization.epochs - optimization.warmup_epochs)
-    return optimization.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return optimization.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -85,7 +85,7 @@ class TrainStep:
         self.classifier, self.optimization, self.device = classifier, optimization, device
         self.precision = precision
         groups = parameter_groups(
-            classifier, optimization.lr, optimization.weight_decay, fresh_classifier=fresh_classifier
+            classifier, optimization.peak_lr, optimization.weight_decay, fresh_classifier=fresh_classifier
         )
         self.optimizer = torch.optim.SGD(groups, momentum=optimization.momentum)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
