@@ -132,7 +132,7 @@ def test_a_step_is_sgd_with_clipping():
     frames = torch.randint(0, 256, (4, 2, 5, 64, 64, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
     step = TrainStep(classifiers[0], optimization, "fp32", CPU)
-    losses = [step(frames, labels, 0).item() for _ in range(2)]
+    losses = [step(frames, labels, 0).loss.item() for _ in range(2)]
 
     ours, momentum = [], {}
     plain = classifiers[1]
@@ -159,7 +159,7 @@ def one_batch_step(precision, name):
     classifier = FrameClassifier(create_model(name, num_classes=3, num_segments=2, dropout=0))
     step = TrainStep(classifier, optimization, precision, CPU)
     frames = torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8)
-    return step, lambda: step(frames, torch.arange(3), 0).item()
+    return step, lambda: step(frames, torch.arange(3), 0).loss.item()
 
 
 def test_bf16_steps_lower_the_loss_of_one_batch():
