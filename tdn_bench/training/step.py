@@ -235,6 +235,8 @@ class _Statistics:
     @torch.no_grad()
     def undo_unless(self, finite: Tensor) -> None:
         """Go back to what was kept, unless `finite` (); decided on the device."""
+        if finite.device.type == "cpu" and finite:
+            return  # a CPU knows without a wait
         if self._buffers:
             chosen = torch.where(finite, self._flat(), self._before).split([b.numel() for b in self._buffers])
             parts = [part.view_as(b) for part, b in zip(chosen, self._buffers, strict=True)]

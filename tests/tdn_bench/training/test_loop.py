@@ -410,6 +410,9 @@ def test_two_processes_share_a_run_and_bad_clips_do_not_stall_it(motion_data, tm
     assert sum(map(sum, record.details["confusion"])) == 7
     assert (record.figures["bad_clips"], record.figures["validation_bad_clips"]) == (2, 1)
     assert record.figures["stand_ins"] >= 2
+    (row,) = map(json.loads, (tmp_path / "steps.jsonl").read_text().splitlines())
+    assert row["clips_per_s"] == pytest.approx(4000 / row["step_ms"], rel=1e-4)  # of both
+    assert row["all_reduce_ms"] > 0
     wanted = [manifest.split("train")[i].path for i in places] + [manifest.split("validation")[1].path]
     assert set(record.details["bad_clips"]) == set(wanted)
     # What was validated is what was saved. Other batch sizes change the last bits, other statistics the third digit.
