@@ -18,5 +18,5 @@ torchrun \
     --rdzv-id tdn-sthv2 \
     --rdzv-backend c10d \
     --rdzv-endpoint "${HEAD:?the first machine}:29500" \
-    -m tdn_bench.train sthv2 --data "$data" --init "$start" --output runs/sthv2 --batch-size 128 --lr 0.02 \
+    -m tdn_bench.train sthv2 --data "$data" --init "$start" --output runs/sthv2 --batch-size 128 \
     --resume auto

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,32 +41,44 @@ class BadClips:
         """`total`: the videos that the policy's share is of."""
         self.policy, self.total = policy, total
         self.reasons: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
         self.replacements = 0
         self._lock = threading.Lock()
 
     def add(self, bad: BadClip) -> None:
         """Note a bad clip. Raises DataError where the policy says that it ends the run."""
         with self._lock:
-            if bad.path in self.reasons:
+            if not self._note(bad):
                 return
-            self.reasons[bad.path] = bad.reason
-            if self.policy.log is not None:
-                self.policy.log.parent.mkdir(parents=True, exist_ok=True)
-                line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
-                with self.policy.log.open("a", encoding="utf-8") as f:
-                    f.write(line + "\n")
         if self.policy.on_bad_clip == "error":
             raise DataError(f"{bad}; repair the file, or leave bad clips out with --on-bad-clip skip")
+
+    def _note(self, bad: BadClip) -> bool:
+        """Note a bad clip in the log too, and whether it was not known."""
+        if bad.path in self.reasons:
+            return False
+        self.reasons[bad.path], self._ids[bad.path] = bad.reason, bad.video_id
+        if self.policy.log is not None:
+            self.policy.log.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
+            with self.policy.log.open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        return True
+
+    def found(self) -> list[BadClip]:
+        """The bad clips, in the paths' order."""
+        return [BadClip(self._ids[path], path, reason) for path, reason in self.by_path().items()]
 
     def add_replacements(self, count: int) -> None:
         """Note that `count` replacement samples were drawn."""
         with self._lock:
             self.replacements += count
 
-    def join(self, others: Mapping[str, str]) -> None:
-        """Count what other processes found (path → reason) in their parts of the split. Raises as `check_share`."""
+    def join(self, others: Iterable[BadClip]) -> None:
+        """Count what other processes found in their parts of the split. Raises as `check_share`."""
         with self._lock:
-            self.reasons.update((path, reason) for path, reason in others.items() if path not in self.reasons)
+            for bad in others:
+                self._note(bad)
         self.check_share()
 
     def by_path(self) -> dict[str, str]:

@@ -44,8 +44,10 @@ class Optimization:
     accumulation). Less memory, the same step but for batch norm and dropout, which see a pass alone. Default: all."""
     epochs: int = 60
     """Passes over the training set."""
-    lr: float = 0.01
-    """Learning rate at that batch size."""
+    lr: float | None = None
+    """Learning rate. Default: the recipe's, in proportion to the batch size (--lr-per-64-clips)."""
+    lr_per_64_clips: float = 0.01
+    """Learning rate for 64 clips a step; without --lr that of a step is in proportion (linear rule)."""
     schedule: Literal["step", "cosine"] = "step"
     """How the learning rate falls: in steps, or along a cosine."""
     milestones: tuple[int, ...] = (30, 45, 55)
@@ -62,6 +64,11 @@ class Optimization:
     """Steps in a row whose loss or gradients are not finite, after which the run stops; in fp32 and bf16 also that many
     in one epoch. A step with such gradients changes nothing."""
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate that the schedule starts from."""
+        return self.lr_per_64_clips * self.batch_size / 64 if self.lr is None else self.lr
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
@@ -73,6 +80,16 @@ class Saving:
     """Steps between checkpoints within an epoch; 0: none."""
     keep_checkpoints: int = 3
     """How many checkpoints are kept, the newest; an older one serves where a newer is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Several processes, as torchrun starts them: one a GPU."""
+
+    sync_batch_norm: bool = False
+    """Batch norm over the clips of all GPUs, in place of each GPU's own."""
+    rank_timeout_s: float = 600
+    """Seconds after which a process that does not answer ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +132,7 @@ class Recipe:
     """Folder for the record; default: the output folder."""
     track: Literal["wandb", "mlflow", "trackio"] | None = None
     """Also log settings, scalars and the final record to this experiment tracker, if it is installed."""
+    processes: Processes = field(default_factory=Processes)
     saving: Saving = field(default_factory=Saving)
     resume: Literal["no", "yes", "auto"] = "no"
     """Go on from the newest checkpoint in the output folder, with the settings of its run. `--resume auto` begins
@@ -133,7 +151,9 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """The recipe as a record has it, with the network's own T."""
-        return settings_of(self) | {"num_segments": self.clip_spec().num_segments}
+        settings = settings_of(self) | {"num_segments": self.clip_spec().num_segments, "lr": self.optimization.peak_lr}
+        del settings["lr_per_64_clips"]  # which has had its effect
+        return settings
 
 
 def sthv2() -> Recipe:
@@ -151,7 +171,7 @@ def kinetics400() -> Recipe:
     return Recipe(
         name="kinetics400",
         data=DataFlags(dataset="kinetics400"),
-        optimization=Optimization(batch_size=128, lr=0.02, epochs=100, milestones=(50, 75, 90), weight_decay=1e-4),
+        optimization=Optimization(batch_size=128, epochs=100, milestones=(50, 75, 90), weight_decay=1e-4),
         output=Path("runs/kinetics400"),
     )
 
@@ -168,7 +188,7 @@ def ucf101() -> Recipe:
         data=DataFlags(dataset="ucf101"),
         num_segments=16,
         dropout=0.8,
-        optimization=Optimization(lr=0.001, epochs=25, milestones=(10, 20)),
+        optimization=Optimization(lr_per_64_clips=0.001, epochs=25, milestones=(10, 20)),
         output=Path("runs/ucf101"),
     )
 
@@ -190,7 +210,7 @@ def folders() -> Recipe:
     return Recipe(
         name="folders",
         data=DataFlags(dataset="folders"),
-        optimization=Optimization(batch_size=8, lr=0.00125, epochs=25, schedule="cosine", warmup_epochs=1),
+        optimization=Optimization(batch_size=8, epochs=25, schedule="cosine", warmup_epochs=1),
         output=Path("runs/folders"),
     )
 
@@ -205,7 +225,7 @@ def demo() -> Recipe:
         crop_ratio=1.0,
         crop_scales=(1.0, 0.875),  # in smaller crops the moving object is often not to be seen
         dropout=0.0,
-        optimization=Optimization(batch_size=8, epochs=12, lr=0.01, schedule="cosine", warmup_epochs=1),
+        optimization=Optimization(batch_size=8, epochs=12, lr_per_64_clips=0.08, schedule="cosine", warmup_epochs=1),
         evaluate_every=4,
         output=Path("runs/demo/tdn"),
     )

@@ -1,24 +1,33 @@
-"""This process among those that torchrun started (alone without it)."""
+"""This process among those that torchrun started (alone without it): what they share, agree on, and tell each other
+when one of them is lost."""
 
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
+from engines import prepare_compiler
+from pipelines.errors import BadClip, DataError
 from pipelines.loader import ClipLoader
 from pipelines.manifest import Manifest
 from tdn_bench.cli import DataFlags
+from tdn_bench.errors import UserError
 
 T = TypeVar("T")
 SCAN_LIMIT = timedelta(days=7)
+BEAT_S = 1.0  # between two signs of life
+ANSWER_S = 3.0  # how long the others have to say that they, too, lost somebody
 
 
 @dataclass(frozen=True)
@@ -27,15 +36,61 @@ class Ranks:
 
     rank: int
     world_size: int
+    beats: Beats | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
 
+class Beats:
+    """Signs of life of all processes, in the store by which they found each other: it outlives each of them."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = dist.PrefixStore("tdn_bench", store), rank, world_size
+        self._next = 0.0
+        self._name = f"rank {rank} on {socket.gethostname()}"
+        self.beat("before the first step")
+
+    def beat(self, where: str) -> None:
+        """Say where this process is, at most once a second."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + BEAT_S
+            self._store.set(f"beat {self._rank}", f"{self._name} (process {os.getpid()}), last seen {where}")
+
+    def fail(self, error: BaseException) -> None:
+        """Say why this process ends."""
+        with suppress(RuntimeError):  # the store may be gone with the one that kept it
+            self._store.set(f"failed {self._rank}", f"{self._name}: {error or type(error).__name__}")
+
+    def explain(self) -> str:
+        """Who was lost, as far as the others left word. Waits for the answers of those that live."""
+        try:
+            self._store.set(f"lost {self._rank}", "")
+            time.sleep(ANSWER_S)
+            others = [r for r in range(self._world_size) if r != self._rank]
+            if failed := [self._read(f"failed {r}") for r in others if self._store.check([f"failed {r}"])]:
+                return f"ended because of {'; '.join(failed)}"
+            silent = [self._read(f"beat {r}") for r in others if not self._store.check([f"lost {r}"])]
+            return f"lost {'; '.join(silent)}" if silent else "lost the connection to the other processes"
+        except RuntimeError:
+            return "lost the connection to the other processes"
+
+    def _read(self, key: str) -> str:
+        return self._store.get(key).decode() if self._store.check([key]) else key
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+
 @contextmanager
-def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the process group that torchrun's environment names; yield (ranks, this process's device)."""
+def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the process group that torchrun's environment names; yield (ranks, this process's device).
+
+    Raises UserError, with this process's rank, where another one ended, or did not answer for `timeout_s`; the user's
+    errors of this process get its rank.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Ranks(0, 1), device
@@ -43,18 +98,81 @@ def distributed(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, _ = next(rendezvous("env://", timeout=timeout))
+    beats = Beats(store, rank, world_size)
     try:
-        yield Ranks(dist.get_rank(), world_size), device
-    finally:
-        dist.destroy_process_group()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        yield Ranks(rank, world_size, beats), device
+    except (UserError, DataError) as e:
+        beats.fail(e)
+        raise UserError(f"{beats.name}: {e}") from e
+    except RuntimeError as e:
+        if not is_lost(e):
+            beats.fail(e)
+            raise
+        raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
+    except BaseException as e:
+        beats.fail(e)
+        raise
+    dist.destroy_process_group()  # after a failure it might wait for those that are gone
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether a collective call failed for the sake of another process; gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
+
+
+def spread(
+    classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool, accumulates: bool
+) -> nn.Module:
+    """What the optimisation step calls: the network over all processes, compiled.
+
+    The graph is the same in every step, so DistributedDataParallel orders its buckets by the first one; gradients are
+    views of them. The compiler is put around it: so it cuts the graph where buckets end, and reduces while it computes.
+    With steps of several passes (`accumulates`) the graph is not said to be static: DDP then cannot leave out the
+    exchange after the first pass (an internal assertion of PyTorch 2.13 fails).
+    """
+    if ranks.world_size > 1:
+        if sync_norm:
+            classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
+        ids = [device] if device.type == "cuda" else None
+        classifier = nn.parallel.DistributedDataParallel(
+            classifier, device_ids=ids, static_graph=not accumulates, gradient_as_bucket_view=True
+        )
+    if compiled:
+        prepare_compiler()
+        classifier = torch.compile(classifier)  # type: ignore[assignment]
+    return classifier
+
+
+class Agreement:
+    """Flags that any process raises and all see after the same step."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._told, self._work = torch.zeros(2, dtype=torch.int64), None
+
+    def agree(self, flags: int) -> int:
+        """The flags, of two bits, that any process has handed in. Of several processes those of the call before: what
+        they tell each other travels during a step, and nobody waits for it."""
+        if self._group is None:
+            return flags
+        told = 0
+        if self._work is not None:
+            self._work.wait()
+            told = int(self._told[0] + 2 * self._told[1])
+        self._told = torch.tensor([flags & 1, flags >> 1])
+        self._work = dist.all_reduce(self._told, dist.ReduceOp.MAX, self._group, async_op=True)
+        return told
 
 
 def open_data(data: DataFlags, ranks: Ranks, progress: bool, limit: int | None = None) -> Manifest:
     """The data set; one process of each machine scans its files, the others find them in its cache."""
     if ranks.world_size == 1:
         return data.open(progress, limit)
-    # A group of its own: others give up after ten minutes (NCCL), and reading all of Kinetics may take hours.
+    # A group of its own: others give up after minutes, and reading all of Kinetics may take hours.
     waiting = dist.new_group(backend="gloo", timeout=SCAN_LIMIT)
     scans = os.environ.get("LOCAL_RANK", "0") == "0"
     if not scans:
@@ -91,17 +209,6 @@ def mean_over(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
-class Agreement:
-    """Flags that any process raises and all see at the same step."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-
-    def agree(self, flags: int) -> int:
-        """The flags that any process has."""
-        return max(gather(flags, self._ranks))
-
-
 def share_buffers(module: nn.Module, ranks: Ranks) -> None:
     """Give every process the first one's buffers. Each kept the batch norm statistics of its own clips, but only the
     first one's are saved: what is validated must be what is saved."""
@@ -110,6 +217,6 @@ def share_buffers(module: nn.Module, ranks: Ranks) -> None:
             dist.broadcast(buffer, 0)
 
 
-def bad_clip_reasons(loader: ClipLoader, ranks: Ranks) -> dict[str, str]:
-    """The bad clips of all processes' parts of a split: path → reason."""
-    return {path: reason for part in gather(loader.bad_clips.by_path(), ranks) for path, reason in part.items()}
+def bad_clips_of_all(loader: ClipLoader, ranks: Ranks) -> list[BadClip]:
+    """The bad clips of all processes' parts of a split."""
+    return [bad for part in gather(loader.bad_clips.found(), ranks) for bad in part]

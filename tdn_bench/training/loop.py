@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from engines import prepare_compiler
 from pipelines.annotations import flip_labels
 from pipelines.clip import ClipBatch
 from pipelines.ledger import Ledger
@@ -35,12 +33,13 @@ from tdn_bench.training.checks import check
 from tdn_bench.training.distributed import (
     Agreement,
     Ranks,
-    bad_clip_reasons,
+    bad_clips_of_all,
     distributed,
     from_first,
     gather,
     open_data,
     share_buffers,
+    spread,
 )
 from tdn_bench.training.health import LOOK_EVERY, Health, NonFiniteSteps, explain
 from tdn_bench.training.progress import Progress
@@ -125,8 +124,10 @@ def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] 
                 )
             )
             begun()
-        ranks, device = stack.enter_context(distributed(pick_device(recipe.device)))
+        ranks, device = stack.enter_context(distributed(pick_device(recipe.device), recipe.processes.rank_timeout_s))
         shown = progress and ranks.is_first
+        if ranks.is_first:
+            _say_rate(recipe, ranks)
         run = stack.enter_context(set_up(recipe, device, ranks, store, shown))
         screen = stack.enter_context(closing(Progress(recipe, ranks.is_first, run.past.history)))
         asked = stack.enter_context(listening())
@@ -161,8 +162,8 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
     step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh)
-    log = recipe.output / ("bad_clips.jsonl" if ranks.is_first else f"bad_clips.{ranks.rank}.jsonl")
-    if state is None:
+    log = recipe.output / "bad_clips.jsonl" if ranks.is_first else None
+    if state is None and log is not None:
         log.unlink(missing_ok=True)
     shared: dict[str, Any] = {
         "spec": recipe.clip_spec(),
@@ -190,9 +191,29 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
                 raise UserError(f"{state.file}: is after step {past.partial.step} of an epoch of {len(training)} steps")
             if ranks.is_first:
                 _say_resumed(past)
-        step.adopt(_wrapped(classifier, recipe, device, ranks))
+        step.adopt(
+            spread(
+                classifier,
+                ranks,
+                device,
+                sync_norm=recipe.processes.sync_batch_norm,
+                compiled=recipe.compile,
+                accumulates=recipe.optimization.micro_batch_size is not None,
+            )
+        )
         health = stack.enter_context(closing(Health(recipe, step, training, ranks, past.position)))
         yield Run(recipe, ranks, store, manifest, network, classifier, step, training, validation, health, past)
+
+
+def _say_rate(recipe: Recipe, ranks: Ranks) -> None:
+    o = recipe.optimization
+    rule = "" if o.lr is not None else f" ({o.lr_per_64_clips:g} for 64 clips, in proportion)"
+    spread_over = f", {o.batch_size // ranks.world_size} on each of {ranks.world_size} processes"
+    print(
+        f"{recipe.name}: learning rate {o.peak_lr:g}{rule}, {o.batch_size} clips a step"
+        f"{spread_over if ranks.world_size > 1 else ''}",
+        flush=True,
+    )
 
 
 def _say_resumed(past: Past) -> None:
@@ -228,17 +249,6 @@ def start_network(recipe: Recipe, classes: Sequence[str], *, resumed: bool = Fal
     if recipe.start.finetune is not None:
         load_backbone(network, local_checkpoint(recipe.start.finetune))
     return network
-
-
-def _wrapped(classifier: nn.Module, recipe: Recipe, device: torch.device, ranks: Ranks) -> nn.Module:
-    """What the optimisation step calls: the network itself, compiled, spread over processes."""
-    if recipe.compile:
-        prepare_compiler()
-        classifier = torch.compile(classifier)  # type: ignore[assignment]
-    if ranks.world_size > 1:
-        ids = [device] if device.type == "cuda" else None
-        classifier = nn.parallel.DistributedDataParallel(classifier, device_ids=ids)
-    return classifier
 
 
 def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> TrainResult:
@@ -313,7 +323,7 @@ def note_bad_clips(run: Run) -> None:
     """Add what the loaders of all processes found to what the run knows. A loader looks at every video anew: a
     resumption may come after a repair. Raises DataError where too many are bad."""
     for split, loader in (("train", run.training), ("validation", run.validation)):
-        loader.bad_clips.join(bad_clip_reasons(loader, run.ranks))
+        loader.bad_clips.join(bad_clips_of_all(loader, run.ranks))
         found = {p.removeprefix(f"{run.manifest.root}/"): r for p, r in loader.bad_clips.by_path().items()}
         known = run.past.bad_clips.get(split, {})
         run.past.stretches[-1].bad_clips += len(found.keys() - known.keys())
@@ -372,6 +382,8 @@ def train_epoch(run: Run, number: int, saving: Saving, progress: bool) -> tuple[
                     note(done + 1)
                 if due:
                     saving.save()
+                if run.ranks.beats is not None:
+                    run.ranks.beats.beat(f"after step {done + 1} of epoch {number + 1}")
                 elapsed = time.perf_counter() - start
                 clips = (done + 1 - first) * run.recipe.optimization.batch_size
                 waiting = (loader.wait_s - waited_before) / elapsed

@@ -69,7 +69,7 @@ class StepLog:
 
     def write(self, epoch: int, step: int, row: Mapping[str, float | None]) -> None:
         """Log the steps up to `step` of an epoch that is counted from 0."""
-        rounded = {name: value if value is None else float(f"{value:.6g}") for name, value in row.items()}
+        rounded = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()}
         text = json.dumps({"epoch": epoch + 1, "step": step, **rounded})
         self._write(lambda: self._append(text))
         self._write(lambda: _add_scalars(self._writer, "steps/", row, epoch * self._steps + step))

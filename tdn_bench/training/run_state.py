@@ -31,7 +31,10 @@ _OF_THE_DATA = ("dataset", "data", "split", "labels", "manifest", "train_list", 
 # ... what is computed where, which may change the last digits; what is looked at and saved, and when a run gives up.
 _OF_THE_SPEED = ("workers", "device")
 _OF_THE_SAVING = ("save_minutes", "save_steps", "keep_checkpoints")
-_OF_THE_WATCH = ("evaluate_every", "on_bad_clip", "max_bad_share", "verify_checksums", "max_nonfinite_steps")
+_OF_THE_WATCH = (
+    *("evaluate_every", "rank_timeout_s", "max_nonfinite_steps"),
+    *("on_bad_clip", "max_bad_share", "verify_checksums"),
+)
 _FREE = (*_OF_THE_SPEED, *_OF_THE_SAVING, *_OF_THE_WATCH, "compile", "processes")
 NOT_OF_THE_RESULT = (*_OF_THE_CALL, *_OF_THE_SPEED, *_OF_THE_SAVING)
 

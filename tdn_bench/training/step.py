@@ -55,11 +55,11 @@ def parameter_groups(
 def learning_rate(optimization: Optimization, epoch: float) -> float:
     """The learning rate at a point of training, in epochs (fractions count)."""
     if epoch < optimization.warmup_epochs:
-        return optimization.lr * epoch / optimization.warmup_epochs
+        return optimization.peak_lr * epoch / optimization.warmup_epochs
     if optimization.schedule == "step":
-        return optimization.lr * 0.1 ** sum(epoch >= m for m in optimization.milestones)
+        return optimization.peak_lr * 0.1 ** sum(epoch >= m for m in optimization.milestones)
     done = (epoch - optimization.warmup_epochs) / (optimization.epochs - optimization.warmup_epochs)
-    return optimization.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return optimization.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -110,10 +110,11 @@ class TrainStep:
     ) -> None:
         self.classifier, self.optimization, self.device = classifier, optimization, device
         self.precision = precision
+        self._ddp: DistributedDataParallel | None = None
         self.clock = StepClock(device)
         self._parameters = dict(classifier.named_parameters())
         groups = parameter_groups(
-            classifier, optimization.lr, optimization.weight_decay, fresh_classifier=fresh_classifier
+            classifier, optimization.peak_lr, optimization.weight_decay, fresh_classifier=fresh_classifier
         )
         self.optimizer = torch.optim.SGD(groups, momentum=optimization.momentum, fused=True)
         if optimization.momentum:  # what SGD makes itself stays without values where its first step is left out
@@ -131,9 +132,11 @@ class TrainStep:
     def adopt(self, classifier: nn.Module) -> None:
         """From here on call `classifier`: the same network, compiled or spread over processes."""
         self.classifier = classifier
-        if isinstance(classifier, DistributedDataParallel):
+        inner = getattr(classifier, "_orig_mod", classifier)  # of what torch.compile gave
+        if isinstance(inner, DistributedDataParallel):
+            self._ddp = inner
             # a lambda, since DDP reads a function's annotations, and takes none that are text
-            classifier.register_comm_hook(self.clock, lambda clock, bucket: _all_reduce(clock, bucket))
+            inner.register_comm_hook(self.clock, lambda clock, bucket: _all_reduce(clock, bucket))
 
     def __call__(self, frames: Tensor, labels: Tensor, epoch: float) -> StepOutcome:
         """One step on uint8 frames (B, T, L, H, W, C) and labels (B,), `epoch` of training done (fractions count).
@@ -161,13 +164,12 @@ class TrainStep:
 
     def _accumulate(self, frames: Tensor, labels: Tensor, share: float, *, last: bool) -> Tensor:
         """Add the gradients of a part of the clips, `share` of all; return its part of the loss."""
-        ddp = self.classifier if isinstance(self.classifier, DistributedDataParallel) else None
-        with nullcontext() if ddp is None or last else ddp.no_sync():
+        with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
             with autocast(self.precision, self.device):
                 loss = F.cross_entropy(self.classifier(frames), labels) * share
             self.clock.lap("forward")
             self.scaler.scale(loss).backward()
-            self.clock.lap("all_reduce" if ddp is not None and last else "backward")
+            self.clock.lap("all_reduce" if self._ddp is not None and last else "backward")
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:

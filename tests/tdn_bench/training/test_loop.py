@@ -42,8 +42,8 @@ def tiny(data, output, **changes):
 
 def test_recipes_hold_the_authors_numbers():
     ss, k = sthv2().optimization, kinetics400().optimization
-    assert (ss.lr, ss.batch_size, ss.epochs, ss.milestones, ss.weight_decay) == (0.01, 64, 60, (30, 45, 55), 5e-4)
-    assert (k.lr, k.batch_size, k.epochs, k.milestones, k.weight_decay) == (0.02, 128, 100, (50, 75, 90), 1e-4)
+    assert (ss.peak_lr, ss.batch_size, ss.epochs, ss.milestones, ss.weight_decay) == (0.01, 64, 60, (30, 45, 55), 5e-4)
+    assert (k.peak_lr, k.batch_size, k.epochs, k.milestones, k.weight_decay) == (0.02, 128, 100, (50, 75, 90), 1e-4)
     for make in RECIPES.values():
         optimization = make().optimization
         assert optimization.momentum == 0.9

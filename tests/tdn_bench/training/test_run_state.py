@@ -251,6 +251,7 @@ def test_every_setting_is_compared_or_said_to_be_free(saved: Recipe) -> None:
     free |= {"dataset", "split", "labels", "manifest", "train_list", "val_list", "class_names"}  # data: digest, classes
     free |= {
         "save_minutes",
+        "rank_timeout_s",
         "save_steps",
         "keep_checkpoints",
         "workers",

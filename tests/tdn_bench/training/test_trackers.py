@@ -72,7 +72,7 @@ def test_a_training_is_told_whole(name, install, recipe):
         "trackio": lambda: fake.named("init")[0][1]["config"],
     }
     told = settings.get(name, lambda: fake.named("log_params")[0][0][0])()
-    assert float(told["lr"]) == recipe.optimization.lr
+    assert float(told["lr"]) == recipe.optimization.peak_lr
     final = fake.summary if name == "wandb" else logged[2]
     assert final["final/top1_percent"] == result.scores.top(1)
     assert fake.calls[-1][0] in ("finish", "end_run")

@@ -1,0 +1,97 @@
+"""Several processes: what they compute together, and what they say when one of them is lost."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from support.paths import TESTS
+
+from tdn_bench.records import read_record
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+FLAGS = ["--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu", "--batch-size", "4"]
+
+
+def torchrun(
+    module: Path | str, flags: list[str], processes: int = 2, restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["--max-restarts", str(restarts), *(["-m", module] if isinstance(module, str) else [str(module)])]
+    return subprocess.run(
+        [*command, "demo", *FLAGS, *flags], capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment
+    )
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+SAID = {
+    "kill": "lost rank 1 on ",
+    "stop": "lost rank 1 on ",
+    "raise": "ended because of rank 1 on ",
+    "fault": "ended because of rank 1 on ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SAID)
+def test_a_rank_that_is_lost_ends_the_run_and_is_named(motion_data: Path, tmp_path: Path, fault: str) -> None:
+    flags = ["--data", str(motion_data), "--output", str(tmp_path / "run"), "--rank-timeout-s", "5", "--epochs", "2"]
+    mark = tmp_path / "mark"
+    begun = time.monotonic()
+    done = torchrun(TESTS / "support/faulty_rank.py", flags, FAULT=fault, FAULTY_RANK="1", FAULT_MARK=str(mark))
+    assert done.returncode != 0
+    assert time.monotonic() - begun < 120  # far from what torch would wait, and no limit of speed
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: rank 0 on ")]
+    if told:  # torchrun may have ended it before it could say
+        assert SAID[fault] in told[0], done.stderr
+        assert "go on with --resume" in told[0]
+    elif fault in ("kill", "stop"):
+        pytest.fail(done.stderr[-3000:])
+    if fault == "raise":
+        assert "error: rank 1 on " in done.stderr
+        assert "a.webm: cannot be read; repair it" in done.stderr
+    if fault == "fault":
+        assert "division by zero" in done.stderr
+    assert not is_alive(int(mark.read_text()))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_anew_and_the_run_ends_as_an_undisturbed_one(
+    motion_data: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", str(motion_data), "--epochs", "2", "--dropout", "0.5", "--save-steps", "1"]
+    whole = torchrun("tdn_bench.train", [*flags, "--output", str(tmp_path / "whole")])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    resumed = torchrun(
+        TESTS / "support/faulty_rank.py",
+        [*flags, "--output", str(tmp_path / "run"), "--resume", "auto"],
+        restarts=2,
+        FAULT="kill",
+        FAULTY_RANK="1",
+        FAULT_MARK=str(tmp_path / "mark"),
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed after step 2 of epoch 1" in resumed.stdout
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    record = read_record(max(folder.glob("train-*.json")))
+    return record.samples, load_file(folder / "last.safetensors")
+
+
+def assert_same(*folders: Path) -> None:
+    (first, weights), (second, others) = map(outcome, folders)
+    assert first["loss"] == second["loss"]
+    assert first["top1_percent"] == second["top1_percent"]
+    assert all(weights[name].equal(others[name]) for name in weights)
