@@ -201,7 +201,9 @@ def test_a_run_of_before_goes_from_the_log(tmp_path: Path) -> None:
     assert rows(tmp_path) == []
 
 
-def test_figures_of_steps(motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_steps(
+    motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(health, "device_peak", lambda device, precision: 1e12)
     monkeypatch.setattr(Watch, "verdict", lambda self, *_: ("void", ["other processes took 40% of the processors"]))
     recipe = tiny(motion_data, tmp_path)
@@ -217,6 +219,10 @@ def test_figures_of_steps(motion_data: Path, tmp_path: Path, monkeypatch: pytest
         assert row["peak_memory_mb"] > 100
     assert [(r["epoch"], r["step"], r["steps"]) for r in (first, last)] == [(1, 4, 4), (2, 4, 4)]
     assert [first["loss"], last["loss"]] == pytest.approx([e.loss for e in result.epochs], rel=1e-5)
+    line = capsys.readouterr().out.splitlines()[-1]
+    told = f"gradient norm {last['gradient_norm']:.3g}, {last['step_ms']:.4g} ms/step ("
+    assert told in line
+    assert line.index("MFU") < line.index("top-1")
     record = train_record(recipe, result)
     assert record.figures["step_ms"] == pytest.approx(last["step_ms"], rel=1e-4)
     assert record.figures["model_flops_utilization"] == pytest.approx(last["mfu"], rel=1e-4)
