@@ -127,6 +127,8 @@ class Progress:
             flush=True,
         )
         values = scalars(recipe, epoch)
+        if steps is not None:
+            values |= {f"steps/{name}": value for name, value in steps.row().items() if value is not None}
         writer = self._writer
         self._write(lambda: _add_scalars(writer, "", values, epoch.epoch))
         self._tracking.log(values, epoch.epoch)
