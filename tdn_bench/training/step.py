@@ -155,12 +155,16 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.optimization.clip_gradient_norm)
         finite = norm.isfinite()
-        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
-        self.optimizer.step()
+        self.update(finite)
         self.scaler.update()
         self._statistics.undo_unless(finite)
         self.clock.lap("optimizer")
         return StepOutcome(torch.stack(losses).sum(), norm)
+
+    def update(self, finite: Tensor) -> None:
+        """Let SGD take its step, if `finite` () says so; decided on the device."""
+        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
+        self.optimizer.step()
 
     def _accumulate(self, frames: Tensor, labels: Tensor, share: float, *, last: bool) -> Tensor:
         """Add the gradients of a part of the clips, `share` of all; return its part of the loss."""
