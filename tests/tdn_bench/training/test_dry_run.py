@@ -1,12 +1,13 @@
 """What `train --dry-run` says, and that it leaves nothing behind."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.flags import configure
 
-from tdn_bench.cli import run_command
 from tdn_bench.errors import UserError
 from tdn_bench.recipes import demo
 from tdn_bench.train import main
@@ -60,14 +61,27 @@ def test_disk_is_what_a_run_leaves(motion_data, tmp_path):
     assert expected == pytest.approx(kept, rel=0.1)
 
 
-def test_it_refuses_what_a_run_would(motion_data, tmp_path, capsys):
+@pytest.mark.slow
+def test_with_two_processes_the_first_tells(motion_data, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["-m", "tdn_bench.train", "demo", "--data", str(motion_data), "--output", "out", "--dry-run", *FLAGS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ran = subprocess.run([*torchrun, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.count("Nothing was written") == 1
+    assert "4 an epoch of 4 clips, 2 on each of 2 processes" in ran.stdout
+    assert "process-hours" in ran.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_refuses_what_a_run_would(motion_data, tmp_path):
     (tmp_path / "last.safetensors").touch()
     flags = ["demo", "--data", str(motion_data), "--output", str(tmp_path), "--dry-run", *FLAGS]
     with pytest.raises(UserError, match="holds a run already"):
         main(flags)
     with pytest.raises(UserError, match="--dry-run and --resume"):
         main([*flags, "--resume"])
-    assert run_command(lambda: main([*flags, "--epochs", "0"])) == 2
+    with pytest.raises(UserError, match="--epochs 0"):
+        main([*flags, "--epochs", "0"])
     assert sorted(os.listdir(tmp_path)) == ["last.safetensors"]
 
 
