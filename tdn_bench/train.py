@@ -17,8 +17,7 @@ from tdn_bench.training.store import LOCK
 
 EXAMPLES = (
     "tdn-bench train demo --data runs/demo/data --output runs/mine",
-    "tdn-bench train sthv2 --data something-something-v2 --init resnet50.pth",
-    "tdn-bench train sthv2_r101_16f --data something-something-v2 --init resnet101.pth --dry-run",
+    "tdn-bench train sthv2 --data sthv2 --init resnet50.pth --dry-run",
     "tdn-bench train sthv2 --resume --output runs/sthv2",
     "torchrun --nproc-per-node 8 -m tdn_bench.train kinetics400 --data k400",
 )

@@ -65,11 +65,15 @@ def _usage(interface: Interface) -> str:
 
 def _kinds_page(interface: Interface, width: int) -> str:
     assert interface.kinds is not None
-    left = max(map(len, interface.kinds)) + 4
+    variants = [name for name in interface.kinds if any(name.startswith(f"{other}_") for other in interface.kinds)]
+    listed = {name: kind for name, kind in interface.kinds.items() if name not in variants}
+    left = max(map(len, listed)) + 4
     lines = [f"usage: tdn-bench {interface.command} {interface.what} [FLAGS]", ""]
-    for name, kind in interface.kinds.items():
+    for name, kind in listed.items():
         said = textwrap.shorten(first_sentence(kind.what).rstrip("."), width - left, placeholder=" …")
         lines.append(f"  {name:{left - 2}s}{said}")
+    if variants:
+        lines += ["", *textwrap.wrap(f"Variants: {', '.join(variants)}.", width)]
     lines += ["", f"The flags of each: tdn-bench {interface.command} {interface.what} --help."]
     return "\n".join([*lines, *_wrap(EVERYWHERE, width), *_examples(interface)])
 

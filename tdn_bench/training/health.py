@@ -98,13 +98,21 @@ class Health:
         loader: What hands over the batches.
         ranks: This process among the others.
         position: (epochs, steps of the next) that were done before: what the log says of later ones is dropped.
+        logs: Whether the first process writes a log.
     """
 
     def __init__(
-        self, recipe: Recipe, step: TrainStep, loader: ClipLoader, ranks: Ranks, position: tuple[int, int]
+        self,
+        recipe: Recipe,
+        step: TrainStep,
+        loader: ClipLoader,
+        ranks: Ranks,
+        position: tuple[int, int],
+        *,
+        logs: bool = True,
     ) -> None:
         self._recipe, self._step, self._loader, self._ranks = recipe, step, loader, ranks
-        self._log = StepLog(recipe.output, position, len(loader)) if ranks.is_first else None
+        self._log = StepLog(recipe.output, position, len(loader)) if logs and ranks.is_first else None
         here = socket.gethostname()
         self._pids = [pid for host, pid in gather((here, os.getpid()), ranks) if host == here and pid != os.getpid()]
         self._peak, self._flop = device_peak(step.device, step.precision), 0

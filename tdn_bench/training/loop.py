@@ -205,7 +205,9 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
                 accumulates=recipe.optimization.micro_batch_size is not None,
             )
         )
-        health = stack.enter_context(closing(Health(recipe, step, training, ranks, past.position)))
+        health = stack.enter_context(
+            closing(Health(recipe, step, training, ranks, past.position, logs=store is not None))
+        )
         yield Run(recipe, ranks, store, manifest, network, classifier, step, training, validation, health, past)
 
 
