@@ -8,11 +8,14 @@ Shapes: N = videos × segments, C channels, H, W pixels. Everything here is 4-D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 EXPANSION = 4  # a bottleneck's output channels ÷ its inner channels
 
@@ -112,7 +115,40 @@ class Bottleneck(nn.Module):
 MakeBlock = Callable[[Place], nn.Module]
 
 
-def make_stage(config: ResNetConfig, stage: int, make_block: MakeBlock = Bottleneck) -> nn.Sequential:
+class Stage(nn.Sequential):
+    """The bottlenecks of a stage, one after the other.
+
+    With `recompute` training keeps the input of each alone, and computes what is inside anew in the backward pass
+    (activation checkpointing, Chen et al., arXiv 1604.06174): the same numbers in less memory and more time.
+    """
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(
+                    block, x, use_reentrant=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b))
+                )
+            else:
+                x = block(x)
+        return x
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms count a batch once: within, they normalise by its statistics, and do not take them over again."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def make_stage(config: ResNetConfig, stage: int, make_block: MakeBlock = Bottleneck) -> Stage:
     """Build Res`stage` (2 … 5), each of its blocks by `make_block`."""
     channels = config.channels(stage)
     c_in = config.width if stage == 2 else channels // 2 * EXPANSION
@@ -120,7 +156,7 @@ def make_stage(config: ResNetConfig, stage: int, make_block: MakeBlock = Bottlen
     for index in range(config.blocks[stage - 2]):
         blocks.append(make_block(Place(stage, index, c_in, channels, 2 if index == 0 and stage > 2 else 1)))
         c_in = channels * EXPANSION
-    return nn.Sequential(*blocks)
+    return Stage(*blocks)
 
 
 def init_weights(module: nn.Module) -> None:
