@@ -45,7 +45,7 @@ def _ascend(epochs: Sequence[int]) -> bool:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    spec, o = recipe.clip_spec(), recipe.optimization
+    spec, o, saving = recipe.clip_spec(), recipe.optimization, recipe.saving
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     recipe.data.check()
     recipe.part.check()
@@ -71,15 +71,10 @@ def _check_numbers(recipe: Recipe) -> None:
             1 <= recipe.evaluate_every <= 10**6,
             "at least 1, and below a million",
         ),
-        (
-            "rank_timeout_s",
-            recipe.processes.rank_timeout_s,
-            1 <= recipe.processes.rank_timeout_s <= 1e6,
-            "1 to a million",
-        ),
-        ("save_minutes", recipe.saving.save_minutes, 0 <= recipe.saving.save_minutes <= 1e6, "from 0 to a million"),
-        ("save_steps", recipe.saving.save_steps, 0 <= recipe.saving.save_steps < 10**9, "from 0 to below 10^9"),
-        ("keep_checkpoints", recipe.saving.keep_checkpoints, 1 <= recipe.saving.keep_checkpoints <= 1000, "1 to 1000"),
+        ("rank_timeout_s", limit_s := recipe.processes.rank_timeout_s, 1 <= limit_s <= 1e6, "from 1 to a million"),
+        ("save_minutes", saving.save_minutes, 0 <= saving.save_minutes <= 1e6, "from 0 to a million"),
+        ("save_steps", saving.save_steps, 0 <= saving.save_steps < 10**9, "from 0 to below 10^9"),
+        ("keep_checkpoints", saving.keep_checkpoints, 1 <= saving.keep_checkpoints <= 1000, "from 1 to 1000"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**63, "at least 0, and below 2^63"),
     ):
         if not right:

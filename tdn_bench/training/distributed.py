@@ -3,7 +3,10 @@ when one of them is lost."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -99,7 +102,8 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_s)
-    store, rank, _ = next(rendezvous("env://", timeout=timeout))
+    found, rank, _ = next(rendezvous("env://", timeout=timeout))
+    store = meet(found, rank, world_size, timeout_s)
     beats = Beats(store, rank, world_size)
     try:
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -117,6 +121,32 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
         beats.fail(e)
         raise
     dist.destroy_process_group()  # after a failure it might wait for those that are gone
+
+
+def meet(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
+    """A part of the store that only the processes of this start know.
+
+    torchrun keeps one store over restarts, with the addresses of processes that are gone: PyTorch 2.13 connects to them
+    and fails. Here every process says a word of its own, the first tells all which words it heard, and nobody goes on
+    before each has found its own among them. Raises UserError where one does not come in time.
+    """
+    word, end = secrets.token_hex(8), time.monotonic() + timeout_s
+    store.set(f"word {rank}", word)
+    heard: list[str] = []
+    while time.monotonic() < end:
+        keys = [f"word {r}" for r in range(world_size)]
+        if rank == 0 and store.check(keys) and heard != (now := [store.get(key).decode() for key in keys]):
+            heard = now
+            store.set("heard", json.dumps(heard))
+        if store.check(["heard"]):
+            words = json.loads(store.get("heard"))
+            if words[rank : rank + 1] == [word] and len(words) == world_size:
+                start = hashlib.sha256(" ".join(words).encode()).hexdigest()
+                store.set(f"{start} {rank}", "")
+                if store.check([f"{start} {r}" for r in range(world_size)]):
+                    return dist.PrefixStore(start, store)
+        time.sleep(0.02)
+    raise UserError(f"rank {rank}: not all of {world_size} processes came within {timeout_s:g} s")
 
 
 def is_lost(error: RuntimeError) -> bool:

@@ -125,13 +125,16 @@ def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] 
                 )
             )
             begun()
-        ranks, device = stack.enter_context(distributed(pick_device(recipe.device), recipe.processes.rank_timeout_s))
+        asked = stack.enter_context(listening())
+        device = pick_device(recipe.device)
+        if recipe.processes.sync_batch_norm and device.type == "cpu":
+            raise UserError("--sync-batch-norm: PyTorch has it on GPUs only; leave it out")
+        ranks, device = stack.enter_context(distributed(device, recipe.processes.rank_timeout_s))
         shown = progress and ranks.is_first
         if ranks.is_first:
             _say_rate(recipe, ranks)
         run = stack.enter_context(set_up(recipe, device, ranks, store, shown))
         screen = stack.enter_context(closing(Progress(recipe, ranks.is_first, run.past.history)))
-        asked = stack.enter_context(listening())
         result = run_epochs(run, screen, asked, shown)
         if ranks.is_first and recipe.track is not None:
             screen.finish(train_record(recipe, result))
@@ -248,6 +251,7 @@ def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> Trai
     """Train what is left, validate, save."""
     recipe, ranks, training = run.recipe, run.ranks, run.training
     past, saving = run.past, Saving(run, asked)
+    asked.waits = True
     measured, scores = None, None
     epochs = recipe.optimization.epochs
     if past.history and past.partial.step == 0 and run.store is not None:

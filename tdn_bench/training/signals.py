@@ -19,9 +19,10 @@ SAME_KEY_S = 2.0
 
 
 class Asked:
-    """What was asked of this process since it began to train."""
+    """What was asked of this process. Before it trains, while nothing could be saved, a signal ends it at once."""
 
     def __init__(self) -> None:
+        self.waits = False  # for the end of a step
         self.number: int | None = None  # of the signal that stops the run
         self.save = False
         self._since = 0.0
@@ -46,6 +47,9 @@ class Asked:
         now = time.monotonic()
         if number in SAVING:
             self.save = True
+        elif not self.waits:
+            self.number = number
+            self.stop()
         elif self.number is None:
             self.number, self._since = number, now
         elif number == signal.SIGINT and now - self._since > SAME_KEY_S:

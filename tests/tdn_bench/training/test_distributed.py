@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from support.paths import TESTS
 
 from tdn_bench.records import read_record
 
@@ -18,10 +17,10 @@ FLAGS = ["--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu", "--
 
 
 def torchrun(
-    module: Path | str, flags: list[str], processes: int = 2, restarts: int = 0, **environment: str
+    module: str, flags: list[str], processes: int = 2, restarts: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", str(restarts), *(["-m", module] if isinstance(module, str) else [str(module)])]
+    command += ["--max-restarts", str(restarts), "-m", module]
     return subprocess.run(
         [*command, "demo", *FLAGS, *flags], capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment
     )
@@ -48,7 +47,7 @@ def test_a_rank_that_is_lost_ends_the_run_and_is_named(motion_data: Path, tmp_pa
     flags = ["--data", str(motion_data), "--output", str(tmp_path / "run"), "--rank-timeout-s", "5", "--epochs", "2"]
     mark = tmp_path / "mark"
     begun = time.monotonic()
-    done = torchrun(TESTS / "support/faulty_rank.py", flags, FAULT=fault, FAULTY_RANK="1", FAULT_MARK=str(mark))
+    done = torchrun("support.faulty_rank", flags, FAULT=fault, FAULTY_RANK="1", FAULT_MARK=str(mark))
     assert done.returncode != 0
     assert time.monotonic() - begun < 120  # far from what torch would wait, and no limit of speed
     told = [line for line in done.stderr.splitlines() if line.startswith("error: rank 0 on ")]
@@ -73,7 +72,7 @@ def test_a_killed_rank_is_started_anew_and_the_run_ends_as_an_undisturbed_one(
     whole = torchrun("tdn_bench.train", [*flags, "--output", str(tmp_path / "whole")])
     assert whole.returncode == 0, whole.stderr[-2000:]
     resumed = torchrun(
-        TESTS / "support/faulty_rank.py",
+        "support.faulty_rank",
         [*flags, "--output", str(tmp_path / "run"), "--resume", "auto"],
         restarts=2,
         FAULT="kill",
