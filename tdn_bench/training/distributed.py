@@ -245,4 +245,5 @@ def share_buffers(module: nn.Module, ranks: Ranks) -> None:
 
 def bad_clips_of_all(loader: ClipLoader, ranks: Ranks) -> list[BadClip]:
     """The bad clips of all processes' parts of a split."""
-    return [bad for part in gather(loader.bad_clips.found(), ranks) for bad in part]
+    mine = [(bad.video_id, bad.path, bad.reason) for bad in loader.bad_clips.found()]
+    return [BadClip(*bad) for part in gather(mine, ranks) for bad in part]
