@@ -3,6 +3,7 @@ when one of them is lost."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ T = TypeVar("T")
 SCAN_LIMIT = timedelta(days=7)
 BEAT_S = 1.0  # between two signs of life
 ANSWER_S = 3.0  # how long the others have to say that they, too, lost somebody
+NCCL_LATER_S = 60.0  # its watchdog ends a process without a word: that waits until gloo's groups have had their say
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Ranks:
     rank: int
     world_size: int
     beats: Beats | None = field(default=None, compare=False)
+    timeout_s: float = field(default=600, compare=False)  # of what the processes wait for
 
     @property
     def is_first(self) -> bool:
@@ -101,26 +104,30 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    timeout = timedelta(seconds=timeout_s)
-    found, rank, _ = next(rendezvous("env://", timeout=timeout))
+    found, rank, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     store = meet(found, rank, world_size, timeout_s)
     beats = Beats(store, rank, world_size)
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend, later_s = ("nccl", NCCL_LATER_S) if device.type == "cuda" else ("gloo", 0)
+        timeout = timedelta(seconds=timeout_s + later_s)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        yield Ranks(rank, world_size, beats), device
-    except (UserError, DataError) as e:
-        beats.fail(e)
-        raise UserError(f"{beats.name}: {e}") from e
-    except RuntimeError as e:
-        if not is_lost(e):
-            beats.fail(e)
-            raise
-        raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
+        yield Ranks(rank, world_size, beats, timeout_s), device
     except BaseException as e:
+        abandon_groups()
+        if isinstance(e, RuntimeError) and is_lost(e):
+            raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
         beats.fail(e)
+        if isinstance(e, UserError | DataError):
+            raise UserError(f"{beats.name}: {e}") from e
         raise
-    dist.destroy_process_group()  # after a failure it might wait for those that are gone
+    dist.destroy_process_group()
+
+
+def abandon_groups() -> None:
+    """Let the process groups end with this process. As objects they would end by waiting for all that is under way,
+    which those that are gone never finish."""
+    for group in dist.distributed_c10d._world.pg_map:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def meet(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
@@ -177,7 +184,8 @@ class Agreement:
     """Flags that any process raises and all see after the same step."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        timeout = timedelta(seconds=ranks.timeout_s)  # gloo's own is half an hour
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world_size > 1 else None
         self._told, self._work = torch.zeros(2, dtype=torch.int64), None
 
     def agree(self, flags: int) -> int:
