@@ -137,15 +137,17 @@ class Stage(nn.Sequential):
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms count a batch once: within, they normalise by its statistics, and do not take them over again."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Batch norms count a batch once: within, what they take over goes nowhere. They normalise by the batch's own
+    statistics, so what stands there does not matter."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
+    for norm, name, buffer in kept:
+        setattr(norm, name, torch.empty_like(buffer))
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
 
 
 def make_stage(config: ResNetConfig, stage: int, make_block: MakeBlock = Bottleneck) -> Stage:
