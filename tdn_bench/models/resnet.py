@@ -9,8 +9,9 @@ Shapes: N = videos × segments, C channels, H, W pixels. Everything here is 4-D 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -127,12 +128,15 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(
-                    block, x, use_reentrant=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b))
-                )
+                x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))
             else:
                 x = block(x)
         return x
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the forward pass, and of the same computed anew."""
+    return nullcontext(), _statistics_kept(block)
 
 
 @contextmanager

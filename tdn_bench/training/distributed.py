@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from engines import prepare_compiler
@@ -114,12 +116,17 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
         yield Ranks(rank, world_size, beats, timeout_s), device
     except BaseException as e:
         abandon_groups()
+        told: BaseException = e
         if isinstance(e, RuntimeError) and is_lost(e):
-            raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
-        beats.fail(e)
-        if isinstance(e, UserError | DataError):
-            raise UserError(f"{beats.name}: {e}") from e
-        raise
+            told = UserError(f"{beats.name}: {beats.explain()}; go on with --resume")
+        else:
+            beats.fail(e)
+            if isinstance(e, UserError | DataError):
+                told = UserError(f"{beats.name}: {e}")
+        get_error_handler().record_exception(told)  # for torchrun's summary
+        if told is e:
+            raise
+        raise told from e
     dist.destroy_process_group()
 
 
@@ -162,22 +169,27 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def spread(classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool) -> nn.Module:
-    """What the optimisation step calls: the network over all processes, compiled.
+    """What the optimisation step calls: the network, compiled, over all processes.
 
     The graph is the same in every step, so DistributedDataParallel orders its buckets by the first one; gradients are
-    views of them. The compiler is put around it: so it cuts the graph where buckets end, and reduces while it computes.
+    views of them. The compiler finds out by itself that it is within (`torch._dynamo.config.optimize_ddp`), and cuts
+    the graph where buckets end: they are reduced while the rest is computed.
     """
-    if ranks.world_size > 1:
-        if sync_norm:
-            classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
-        ids = [device] if device.type == "cuda" else None
-        classifier = nn.parallel.DistributedDataParallel(
-            classifier, device_ids=ids, static_graph=True, gradient_as_bucket_view=True
-        )
+    if sync_norm and ranks.world_size > 1:
+        classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     if compiled:
         prepare_compiler()
         classifier = torch.compile(classifier)  # type: ignore[assignment]
-    return classifier
+    if ranks.world_size == 1:
+        return classifier
+    # of the (C, 1, 3) weights of temporal convolutions alone, three numbers a channel
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    ids = [device] if device.type == "cuda" else None
+    spread_over = nn.parallel.DistributedDataParallel(
+        classifier, device_ids=ids, static_graph=True, gradient_as_bucket_view=True
+    )
+    spread_over.broadcast_buffers = False  # in every step: they are shared before they are used (`share_buffers`)
+    return spread_over
 
 
 class Agreement:

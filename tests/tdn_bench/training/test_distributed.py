@@ -1,6 +1,7 @@
 """Several processes: what they compute together, and what they say when one of them is lost."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tdn_bench.records import read_record
@@ -94,3 +96,23 @@ def assert_same(*folders: Path) -> None:
     assert first["loss"] == second["loss"]
     assert first["top1_percent"] == second["top1_percent"]
     assert all(weights[name].equal(others[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_same_losses_on_any_number_of_processes(motion_data: Path, tmp_path: Path, processes: int) -> None:
+    """Of the same global batches. Batch norm's statistics, which are of a process's own clips, are frozen."""
+    flags = ["--data", str(motion_data), "--epochs", "2", "--batch-size", "8", "--model", "tdn_resnet_small"]
+    for folder, number in (("alone", 1), ("together", processes)):
+        done = torchrun("support.frozen_norms", [*flags, "--output", str(tmp_path / folder)], number)
+        assert done.returncode == 0, done.stderr[-2000:]
+    (alone, weights), (together, others) = outcome(tmp_path / "alone"), outcome(tmp_path / "together")
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert together["top1_percent"] == alone["top1_percent"]
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, others[name], rtol=1e-3, atol=1e-5), name
+    records = [read_record(max((tmp_path / f).glob("train-*.json"))) for f in ("alone", "together")]
+    assert records[0].details["confusion"] == records[1].details["confusion"]
+    assert records[0].settings | {"output": ""} == records[1].settings | {"output": ""}
+    left = [sorted(re.sub(r"\d.*", "", p.name) for p in (tmp_path / f).iterdir()) for f in ("alone", "together")]
+    assert left[0] == left[1]  # the first process alone writes
