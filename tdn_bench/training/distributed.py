@@ -110,24 +110,30 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
     store = meet(found, rank, world_size, timeout_s)
     beats = Beats(store, rank, world_size)
     try:
-        backend, later_s = ("nccl", NCCL_LATER_S) if device.type == "cuda" else ("gloo", 0)
-        timeout = timedelta(seconds=timeout_s + later_s)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        yield Ranks(rank, world_size, beats, timeout_s), device
+        with explained(beats):
+            backend, later_s = ("nccl", NCCL_LATER_S) if device.type == "cuda" else ("gloo", 0)
+            timeout = timedelta(seconds=timeout_s + later_s)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            yield Ranks(rank, world_size, beats, timeout_s), device
+    except BaseException as e:
+        get_error_handler().record_exception(e)  # for torchrun's summary
+        raise
+    dist.destroy_process_group()
+
+
+@contextmanager
+def explained(beats: Beats) -> Iterator[None]:
+    """Give errors this process's name; where it lost another one, say which, and leave word for the others else."""
+    try:
+        yield
     except BaseException as e:
         abandon_groups()
-        told: BaseException = e
         if isinstance(e, RuntimeError) and is_lost(e):
-            told = UserError(f"{beats.name}: {beats.explain()}; go on with --resume")
-        else:
-            beats.fail(e)
-            if isinstance(e, UserError | DataError):
-                told = UserError(f"{beats.name}: {e}")
-        get_error_handler().record_exception(told)  # for torchrun's summary
-        if told is e:
-            raise
-        raise told from e
-    dist.destroy_process_group()
+            raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
+        beats.fail(e)
+        if isinstance(e, UserError | DataError):
+            raise UserError(f"{beats.name}: {e}") from e
+        raise
 
 
 def abandon_groups() -> None:
@@ -168,12 +174,22 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
 
 
-def spread(classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool) -> nn.Module:
+def spread(
+    classifier: nn.Module,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    sync_norm: bool,
+    compiled: bool,
+    accumulates: bool = False,
+) -> nn.Module:
     """What the optimisation step calls: the network, compiled, over all processes.
 
     The graph is the same in every step, so DistributedDataParallel orders its buckets by the first one; gradients are
-    views of them. The compiler finds out by itself that it is within (`torch._dynamo.config.optimize_ddp`), and cuts
-    the graph where buckets end: they are reduced while the rest is computed.
+    views of them. With steps of several passes (`accumulates`) the graph is not said to be static: in the first of them
+    DDP then cannot leave the exchange out (an internal assertion of PyTorch 2.13 fails). The compiler finds out by
+    itself that it is within (`torch._dynamo.config.optimize_ddp`), and cuts the graph where buckets end: they are
+    reduced while the rest is computed.
     """
     if sync_norm and ranks.world_size > 1:
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
@@ -186,7 +202,7 @@ def spread(classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_no
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ids = [device] if device.type == "cuda" else None
     spread_over = nn.parallel.DistributedDataParallel(
-        classifier, device_ids=ids, static_graph=True, gradient_as_bucket_view=True
+        classifier, device_ids=ids, static_graph=not accumulates, gradient_as_bucket_view=True
     )
     spread_over.broadcast_buffers = False  # in every step: they are shared before they are used (`share_buffers`)
     return spread_over
