@@ -64,7 +64,11 @@ class ShortTermDifference(nn.Module):
         """Map (N, L, C, H, W) to the motion features (N, c, H/8, W/8)."""
         differs = self.options.operation == "difference"
         pictures = segments[:, 1:] - segments[:, :-1] if differs else segments  # (N, L−1 or L, C, H, W)
-        x = F.avg_pool2d(pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last), 2)
+        if self.training:  # pooled as they lie, then joined: a quarter is copied, once, into channels-last
+            pooled = F.avg_pool2d(pictures.flatten(0, 1), 2).unflatten(0, (-1, pictures.shape[1]))
+            x = pooled.permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
+        else:
+            x = F.avg_pool2d(pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last), 2)
         x = self.stem(x).relu_()
         return F.max_pool2d(x, 3, stride=2, padding=1)
 
@@ -137,6 +141,8 @@ class LongTermDifference(nn.Module):
         """Map (N, c, H, W) to what the gates are made of, (N, c/r, H, W): scaled differences to the next segment, and,
         if bidirectional, to the previous one."""
         f = self.squeeze(x)
+        if self.training:
+            return self._directions_in_training(f)
         n = f.shape[0]
         s = self.smooth(f).unflatten(0, (-1, self.num_segments))
         f = f.unflatten(0, (-1, self.num_segments))  # (B, T, c/r, H, W)
@@ -145,10 +151,19 @@ class LongTermDifference(nn.Module):
         if not self.options.bidirectional:
             return self.scales(forward), None
         backward = torch.cat((edge, self._compare(s[:, :-1], f[:, 1:])), 1).flatten(0, 1)
-        if self.training:  # each direction has its own batch statistics, as in the released training code
-            return self.scales(forward), self.scales(backward)
         both = self.scales(torch.cat((forward, backward)))  # one call while they are small; apart before they grow to c
         return both[:n], both[n:]
+
+    def _directions_in_training(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same of squeezed features, in channels-last throughout, which joining (B, T, c/r, H, W) would leave; each
+        direction has its own batch statistics, as in the released training code."""
+        s, f = (y.permute(0, 2, 3, 1).unflatten(0, (-1, self.num_segments)) for y in (self.smooth(f), f))
+        edge = torch.zeros_like(f[:, :1])  # (B, 1, H, W, c/r)
+        forward = torch.cat((self._compare(s[:, 1:], f[:, :-1]), edge), 1).flatten(0, 1).permute(0, 3, 1, 2)
+        if not self.options.bidirectional:
+            return self.scales(forward), None
+        backward = torch.cat((edge, self._compare(s[:, :-1], f[:, 1:])), 1).flatten(0, 1).permute(0, 3, 1, 2)
+        return self.scales(forward), self.scales(backward)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, c, H, W) to the same shape, each segment compared with its two neighbours."""

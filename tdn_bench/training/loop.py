@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engines.pytorch import keep_freed_memory
 from pipelines.annotations import flip_labels
 from pipelines.clip import ClipBatch
 from pipelines.ledger import Ledger
@@ -129,6 +130,8 @@ def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] 
         device = pick_device(recipe.device)
         if recipe.processes.sync_batch_norm and device.type == "cpu":
             raise UserError("--sync-batch-norm: PyTorch has it on GPUs only; leave it out")
+        if device.type == "cpu":
+            keep_freed_memory()
         ranks, device = stack.enter_context(distributed(device, recipe.processes.rank_timeout_s))
         shown = progress and ranks.is_first
         if ranks.is_first:
