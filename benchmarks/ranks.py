@@ -80,7 +80,7 @@ def work(of: Contestant, rank: int, port: int, asked: Connection) -> None:
         if of.recompute:
             network.checkpoint_activations()
         step = TrainStep(FrameClassifier(network).train(), sthv2().optimization, "fp32", device)
-        step.classifier = spread(step.classifier, ranks, device, sync_norm=False, compiled=False)
+        step.adopt(spread(step.classifier, ranks, device, sync_norm=False, compiled=False, accumulates=False))
         clips = of.batch_size // of.processes
         variant = VARIANTS[of.model.rpartition("_resnet")[0]]
         shape = (clips, of.segments, variant.frames_per_segment, of.size, of.size, 3)

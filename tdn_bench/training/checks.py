@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
-from tdn_bench.cli import flag
+from pipelines.processes import cores
+from tdn_bench.cli import flag, pick_device
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
 from tdn_bench.hub import local_checkpoint
-from tdn_bench.recipes import Recipe
+from tdn_bench.recipes import Precision, Recipe
 from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
+from tdn_bench.training.step import resolve_precision
 from tdn_bench.training.trackers import check_tracker
 
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
@@ -34,12 +38,32 @@ def check(recipe: Recipe) -> None:
         raise UserError("--compile and --checkpoint-activations exclude each other: the compiler chooses what it keeps")
     if recipe.resume != "no" and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if recipe.resume != "no" and recipe.dry_run:
+        raise UserError("--dry-run and --resume exclude each other: a dry run begins anew")
+    if pick_device(recipe.device).type == "cpu" and recipe.processes.sync_batch_norm:
+        raise UserError("--sync-batch-norm: PyTorch has it on GPUs only; leave it out")
     run_state.check_allowed(recipe)
     check_tracker(recipe.track)
     check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:
         check_folder("--results", recipe.results)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with nothing left open: T, learning rate, device, precision, workers, and where its start lies. It
+    trains on this machine what `recipe` does. Raises UserError for a network or a device that is not there."""
+    device = pick_device(recipe.device)
+    files = {name: file.absolute() for name, file in vars(recipe.start).items() if file is not None and file.is_file()}
+    return replace(
+        recipe,
+        num_segments=recipe.clip_spec().num_segments,
+        optimization=replace(recipe.optimization, lr=recipe.optimization.peak_lr),
+        device=str(device),
+        precision=cast(Precision, resolve_precision(recipe.precision, device)),
+        data=replace(recipe.data, workers=recipe.data.workers or cores()),
+        start=replace(recipe.start, **files),
+    )
 
 
 def _ascend(epochs: Sequence[int]) -> bool:
@@ -59,6 +83,12 @@ def _check_numbers(recipe: Recipe) -> None:
         ("crop_scales", spec.crop_scales, all(0 < s <= 1 for s in spec.crop_scales or [0]), "above 0 and at most 1"),
         ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
         ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
+        (
+            "micro_batch_size",
+            o.micro_batch_size,
+            o.micro_batch_size is None or 1 <= o.micro_batch_size <= o.batch_size,
+            f"from 1 to --batch-size {o.batch_size}",
+        ),
         ("epochs", o.epochs, 1 <= o.epochs < 10**6, "at least 1, and below a million"),
         ("lr", o.lr, o.lr is None or 0 < o.lr <= 1000, "above 0 and at most 1000"),
         ("lr_per_64_clips", o.lr_per_64_clips, 0 < o.lr_per_64_clips <= 1000, "above 0 and at most 1000"),
@@ -67,6 +97,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("momentum", o.momentum, 0 <= o.momentum < 1, "from 0 to below 1"),
         ("weight_decay", o.weight_decay, 0 <= o.weight_decay <= 1000, "from 0 to 1000"),
         ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm <= 1e9, "above 0 and at most 1e9"),
+        ("max_nonfinite_steps", o.max_nonfinite_steps, 1 <= o.max_nonfinite_steps <= 10**6, "from 1 to a million"),
         (
             "evaluate_every",
             recipe.evaluate_every,

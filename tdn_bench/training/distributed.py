@@ -181,7 +181,7 @@ def spread(
     *,
     sync_norm: bool,
     compiled: bool,
-    accumulates: bool = False,
+    accumulates: bool,
 ) -> nn.Module:
     """What the optimisation step calls: the network, compiled, over all processes.
 
