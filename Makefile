@@ -7,6 +7,7 @@ EXTRAS ?= $(if $(shell command -v nvidia-smi 2>/dev/null),dev$(comma)trt,dev$(co
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := $(VENV)/bin/python -m
 DATA ?= data/something-something-v2
+GPUS ?= 1
 ARGS ?=
 NAME ?= temporal_conv
 
@@ -45,8 +46,8 @@ format: $(STAMP)  ## let ruff format the code
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make train-sthv2 DATA=/path [ARGS='--init resnet50.pth']
-	$(RUN) tdn_bench.train sthv2 --data $(DATA) $(ARGS)
+train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make train-sthv2 DATA=/path [GPUS=8] [ARGS='--init resnet50.pth']
+	$(if $(filter-out 1,$(GPUS)),$(VENV)/bin/torchrun --standalone --nproc-per-node $(GPUS) -m,$(RUN)) tdn_bench.train sthv2 --data $(DATA) $(ARGS)
 
 throughput: $(STAMP)  ## ms/video from file to label: make throughput ARGS='--engine trt --checkpoint FILE --data DIR'
 	$(RUN) tdn_bench.throughput $(ARGS)

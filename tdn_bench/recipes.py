@@ -120,6 +120,9 @@ class Recipe:
     CPU."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of the network's blocks alone and compute the rest anew in the backward pass: the same numbers in
+    less memory and more time."""
     device: str = "auto"
     """cuda, cuda:1 or cpu. auto: a GPU if there is one."""
     evaluate_every: int = 1

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdn_bench.models.resnet import EXPANSION, Bottleneck, ConvBN, MakeBlock, ResNetConfig, init_weights, make_stage
+from tdn_bench.models.resnet import (
+    EXPANSION,
+    Bottleneck,
+    ConvBN,
+    MakeBlock,
+    ResNetConfig,
+    Stage,
+    init_weights,
+    make_stage,
+)
 from tdn_bench.models.temporal_difference import FRAMES_PER_SEGMENT, ShortTermDifference
 from tdn_bench.models.temporal_modules import SpatioTemporalMotion
 
@@ -84,9 +93,15 @@ class SegmentNetwork(nn.Module):
             x, motion = self.join(stage, blocks(x), motion)
         return self.classify(x)
 
-    def stages(self) -> tuple[tuple[int, nn.Sequential], ...]:
+    def stages(self) -> tuple[tuple[int, Stage], ...]:
         """Res2 … Res5 with their numbers."""
         return (2, self.res2), (3, self.res3), (4, self.res4), (5, self.res5)
+
+    def checkpoint_activations(self) -> None:
+        """Keep, in training, the inputs of bottlenecks alone; see `Stage`."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.recompute = True
 
     def start(self, pictures: Tensor, motion: Tensor | None) -> Tensor:
         """What Res2 takes: the stem's features, motion joined."""

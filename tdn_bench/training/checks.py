@@ -34,6 +34,8 @@ def check(recipe: Recipe) -> None:
         file = getattr(recipe.start, name)
         if recipe.resume == "no" and not local_checkpoint(file).is_file():
             raise UserError(f"{flag(name)} {file}: no such checkpoint file")
+    if recipe.compile and recipe.checkpoint_activations:
+        raise UserError("--compile and --checkpoint-activations exclude each other: the compiler chooses what it keeps")
     if recipe.resume != "no" and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if recipe.resume != "no" and recipe.dry_run:

@@ -3,12 +3,14 @@ when one of them is lost."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from engines import prepare_compiler
@@ -31,6 +34,7 @@ T = TypeVar("T")
 SCAN_LIMIT = timedelta(days=7)
 BEAT_S = 1.0  # between two signs of life
 ANSWER_S = 3.0  # how long the others have to say that they, too, lost somebody
+NCCL_LATER_S = 60.0  # its watchdog ends a process without a word: that waits until gloo's groups have had their say
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Ranks:
     rank: int
     world_size: int
     beats: Beats | None = field(default=None, compare=False)
+    timeout_s: float = field(default=600, compare=False)  # of what the processes wait for
 
     @property
     def is_first(self) -> bool:
@@ -101,26 +106,41 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    timeout = timedelta(seconds=timeout_s)
-    found, rank, _ = next(rendezvous("env://", timeout=timeout))
+    found, rank, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     store = meet(found, rank, world_size, timeout_s)
     beats = Beats(store, rank, world_size)
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        yield Ranks(rank, world_size, beats), device
-    except (UserError, DataError) as e:
-        beats.fail(e)
-        raise UserError(f"{beats.name}: {e}") from e
-    except RuntimeError as e:
-        if not is_lost(e):
-            beats.fail(e)
-            raise
-        raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
+        with explained(beats):
+            backend, later_s = ("nccl", NCCL_LATER_S) if device.type == "cuda" else ("gloo", 0)
+            timeout = timedelta(seconds=timeout_s + later_s)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            yield Ranks(rank, world_size, beats, timeout_s), device
     except BaseException as e:
-        beats.fail(e)
+        get_error_handler().record_exception(e)  # for torchrun's summary
         raise
-    dist.destroy_process_group()  # after a failure it might wait for those that are gone
+    dist.destroy_process_group()
+
+
+@contextmanager
+def explained(beats: Beats) -> Iterator[None]:
+    """Give errors this process's name; where it lost another one, say which, and leave word for the others else."""
+    try:
+        yield
+    except BaseException as e:
+        abandon_groups()
+        if isinstance(e, RuntimeError) and is_lost(e):
+            raise UserError(f"{beats.name}: {beats.explain()}; go on with --resume") from e
+        beats.fail(e)
+        if isinstance(e, UserError | DataError):
+            raise UserError(f"{beats.name}: {e}") from e
+        raise
+
+
+def abandon_groups() -> None:
+    """Let the process groups end with this process. As objects they would end by waiting for all that is under way,
+    which those that are gone never finish."""
+    for group in dist.distributed_c10d._world.pg_map:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def meet(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
@@ -155,33 +175,45 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def spread(
-    classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool, accumulates: bool
+    classifier: nn.Module,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    sync_norm: bool,
+    compiled: bool,
+    accumulates: bool,
 ) -> nn.Module:
-    """What the optimisation step calls: the network over all processes, compiled.
+    """What the optimisation step calls: the network, compiled, over all processes.
 
     The graph is the same in every step, so DistributedDataParallel orders its buckets by the first one; gradients are
-    views of them. The compiler is put around it: so it cuts the graph where buckets end, and reduces while it computes.
-    With steps of several passes (`accumulates`) the graph is not said to be static: DDP then cannot leave out the
-    exchange after the first pass (an internal assertion of PyTorch 2.13 fails).
+    views of them. With steps of several passes (`accumulates`) the graph is not said to be static: in the first of them
+    DDP then cannot leave the exchange out (an internal assertion of PyTorch 2.13 fails). The compiler finds out by
+    itself that it is within (`torch._dynamo.config.optimize_ddp`), and cuts the graph where buckets end: they are
+    reduced while the rest is computed.
     """
-    if ranks.world_size > 1:
-        if sync_norm:
-            classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
-        ids = [device] if device.type == "cuda" else None
-        classifier = nn.parallel.DistributedDataParallel(
-            classifier, device_ids=ids, static_graph=not accumulates, gradient_as_bucket_view=True
-        )
+    if sync_norm and ranks.world_size > 1:
+        classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     if compiled:
         prepare_compiler()
         classifier = torch.compile(classifier)  # type: ignore[assignment]
-    return classifier
+    if ranks.world_size == 1:
+        return classifier
+    # of the (C, 1, 3) weights of temporal convolutions alone, three numbers a channel
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    ids = [device] if device.type == "cuda" else None
+    spread_over = nn.parallel.DistributedDataParallel(
+        classifier, device_ids=ids, static_graph=not accumulates, gradient_as_bucket_view=True
+    )
+    spread_over.broadcast_buffers = False  # in every step: they are shared before they are used (`share_buffers`)
+    return spread_over
 
 
 class Agreement:
     """Flags that any process raises and all see after the same step."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        timeout = timedelta(seconds=ranks.timeout_s)  # gloo's own is half an hour
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world_size > 1 else None
         self._told, self._work = torch.zeros(2, dtype=torch.int64), None
 
     def agree(self, flags: int) -> int:

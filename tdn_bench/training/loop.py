@@ -163,6 +163,8 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
         run_state.compare(state, settings, recipe.change)
     manifest = open_data(recipe.data, ranks, progress, recipe.part.limit)
     network = start_network(recipe, manifest.classes, resumed=state is not None)
+    if recipe.checkpoint_activations:
+        network.checkpoint_activations()
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
     step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh)

@@ -35,7 +35,7 @@ _OF_THE_WATCH = (
     *("evaluate_every", "rank_timeout_s", "max_nonfinite_steps"),
     *("on_bad_clip", "max_bad_share", "verify_checksums"),
 )
-_FREE = (*_OF_THE_SPEED, *_OF_THE_SAVING, *_OF_THE_WATCH, "compile", "processes")
+_FREE = (*_OF_THE_SPEED, *_OF_THE_SAVING, *_OF_THE_WATCH, "compile", "checkpoint_activations", "processes")
 NOT_OF_THE_RESULT = (*_OF_THE_CALL, *_OF_THE_SPEED, *_OF_THE_SAVING)
 
 # The largest number of fp16. No weight, loss or activation of a sound network comes near it: in fp16, which it may be

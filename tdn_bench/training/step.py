@@ -132,11 +132,10 @@ class TrainStep:
     def adopt(self, classifier: nn.Module) -> None:
         """From here on call `classifier`: the same network, compiled or spread over processes."""
         self.classifier = classifier
-        inner = getattr(classifier, "_orig_mod", classifier)  # of what torch.compile gave
-        if isinstance(inner, DistributedDataParallel):
-            self._ddp = inner
+        if isinstance(classifier, DistributedDataParallel):  # with what torch.compile gave within
+            self._ddp = classifier
             # a lambda, since DDP reads a function's annotations, and takes none that are text
-            inner.register_comm_hook(self.clock, lambda clock, bucket: _all_reduce(clock, bucket))
+            classifier.register_comm_hook(self.clock, lambda clock, bucket: _all_reduce(clock, bucket))
 
     def __call__(self, frames: Tensor, labels: Tensor, epoch: float) -> StepOutcome:
         """One step on uint8 frames (B, T, L, H, W, C) and labels (B,), `epoch` of training done (fractions count).

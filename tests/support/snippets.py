@@ -226,7 +226,16 @@ def _torchrun(words: list[str]) -> None:
     _python(["-m", args.training_script, *args.training_script_args] if args.module else [args.training_script])
 
 
-SET_BY_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "NAME", "DATA")  # `make test ARGS=…`
+SET_BY_MAKE = (
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKEOVERRIDES",
+    "MAKELEVEL",
+    "ARGS",
+    "NAME",
+    "DATA",
+    "GPUS",
+)  # `make test ARGS=…`
 
 
 def _make(words: list[str]) -> None:

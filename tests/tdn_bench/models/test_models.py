@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tdn_bench.checkpoint import load_checkpoint
 from tdn_bench.models import FrameClassifier, create_model, list_models
 from tdn_bench.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from tdn_bench.models.resnet import RESNET_SMALL
+from tdn_bench.models.resnet import RESNET_SMALL, Stage
 from tdn_bench.models.temporal_difference import LongTermDifference, ShortTermDifference, TemporalConv
 
 
@@ -175,3 +175,52 @@ def test_wrong_use_is_refused_by_name():
     with pytest.raises(ValueError, match="at least 64"):
         network(torch.zeros(1, 4, 5, 3, 32, 64))
     assert "tsn_resnet50" in list_models()
+
+
+def trained(model: str, recompute: bool) -> tuple[list[float], dict[str, Tensor], int]:
+    """Losses, weights and buffers of two steps with dropout, and the bytes that the second forward pass kept for its
+    backward pass (those inside a checkpoint are not among them)."""
+    torch.manual_seed(0)
+    network = create_model(model, num_classes=3, num_segments=4, dropout=0.5).train()
+    if recompute:
+        network.checkpoint_activations()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    losses = []
+    for _ in range(2):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        frames = network.all_frames or network.short_term is not None
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = nn.functional.cross_entropy(
+                network(torch.randn(2, 4, 5 if frames else 1, 3, 64, 64)), torch.arange(2)
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, network.state_dict(), sum(kept.values())
+
+
+@pytest.mark.parametrize("variant", ["tdn", "tea", "tanet", "stm"])
+def test_checkpointed_activations_change_no_bit(variant):
+    losses, state, kept = trained(f"{variant}_resnet_small", recompute=False)
+    others, other_state, less = trained(f"{variant}_resnet_small", recompute=True)
+    assert losses == others
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+    assert {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")} <= {2, 4}  # 4: both directions
+    assert less < 0.7 * kept
+
+
+def test_a_stage_keeps_nothing_anew_without_gradients():
+    network = create_model("tsn_resnet_small", num_classes=3, num_segments=2).eval()
+    clip = torch.randn(1, 2, 1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = network(clip)
+        network.checkpoint_activations()
+        assert all(m.recompute for m in network.modules() if isinstance(m, Stage))
+        assert torch.equal(network(clip), wanted)

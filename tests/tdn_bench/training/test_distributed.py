@@ -1,6 +1,8 @@
 """Several processes: what they compute together, and what they say when one of them is lost."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -8,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from tdn_bench.records import read_record
+from tdn_bench.training.distributed import Agreement, Ranks, distributed
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 FLAGS = ["--model", "tsn_resnet_small", "--workers", "1", "--device", "cpu", "--batch-size", "4"]
@@ -58,6 +63,7 @@ def test_a_rank_that_is_lost_ends_the_run_and_is_named(motion_data: Path, tmp_pa
         pytest.fail(done.stderr[-3000:])
     if fault == "raise":
         assert "error: rank 1 on " in done.stderr
+        assert "a.webm" in done.stderr.partition("Root Cause")[2]  # of torchrun's summary
         assert "a.webm: cannot be read; repair it" in done.stderr
     if fault == "fault":
         assert "division by zero" in done.stderr
@@ -94,3 +100,51 @@ def assert_same(*folders: Path) -> None:
     assert first["loss"] == second["loss"]
     assert first["top1_percent"] == second["top1_percent"]
     assert all(weights[name].equal(others[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "more"), [(2, []), (4, []), (2, ["--checkpoint-activations"])])
+def test_the_same_losses_on_any_number_of_processes(
+    motion_data: Path, tmp_path: Path, processes: int, more: list[str]
+) -> None:
+    """Of the same global batches. Batch norm's statistics, which are of a process's own clips, are frozen."""
+    flags = ["--data", str(motion_data), "--epochs", "2", "--batch-size", "8", "--model", "tdn_resnet_small"]
+    for folder, number, others in (("alone", 1, []), ("together", processes, more)):
+        done = torchrun("support.frozen_norms", [*flags, *others, "--output", str(tmp_path / folder)], number)
+        assert done.returncode == 0, done.stderr[-2000:]
+    (alone, weights), (together, spread) = outcome(tmp_path / "alone"), outcome(tmp_path / "together")
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert together["top1_percent"] == alone["top1_percent"]
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, spread[name], rtol=1e-3, atol=1e-5), name
+    records = [read_record(max((tmp_path / f).glob("train-*.json"))) for f in ("alone", "together")]
+    assert records[0].details["confusion"] == records[1].details["confusion"]
+    free = {"output": "", "checkpoint_activations": False}
+    assert records[0].settings | free == records[1].settings | free
+    left = [sorted(re.sub(r"\d.*", "", p.name) for p in (tmp_path / f).iterdir()) for f in ("alone", "together")]
+    assert left[0] == left[1]  # the first process alone writes
+
+
+def agreed(rank: int, port: int, handed_in: list[list[int]], told: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed(torch.device("cpu"), 60) as (ranks, _):
+        agreement = Agreement(ranks)
+        told.put((rank, [agreement.agree(flags) for flags in handed_in[rank]]))
+
+
+def test_all_processes_see_the_flags_of_any_one_a_call_later() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    handed_in, context = [[0, 1, 0, 2, 0, 0], [0, 0, 0, 1, 3, 0]], mp.get_context("spawn")
+    told = context.Queue()
+    processes = [context.Process(target=agreed, args=(rank, port, handed_in, told)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    found = dict(told.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    wanted = [0, *(a | b for a, b in zip(*handed_in, strict=True))][:-1]
+    assert found == {0: wanted, 1: wanted}
+    assert [Agreement(Ranks(0, 1)).agree(flags) for flags in handed_in[0]] == handed_in[0]

@@ -291,6 +291,7 @@ def test_the_command_writes_a_record(motion_data, tmp_path, capsys):
         (["--finetune", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["--init", "a.pth", "--checkpoint", "b.pth"], "--init and --checkpoint exclude each other"),
         (["--checkpoint", "a.pth", "--finetune", "b.pth"], "--checkpoint and --finetune exclude each other"),
+        (["--compile", "--checkpoint-activations"], "--compile and --checkpoint-activations exclude each other"),
         (["--max-bad-share", "2"], "--max-bad-share 2.0: must be from 0 to 1"),
         (["--workers", "0"], "--workers 0: must be from 1 to"),
     ],
