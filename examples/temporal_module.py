@@ -60,7 +60,7 @@ def train(root: Path, steps: int) -> None:
         losses = []
         with ClipLoader(manifest.split("train"), spec, 4, flipped_labels=flip_labels(manifest.classes)) as loader:
             for _, batch in zip(range(steps), loader.epoch(0), strict=False):
-                losses.append(step(batch.frames, batch.labels, epoch=1).item())
+                losses.append(step(batch.frames, batch.labels, epoch=1).loss.item())
         print(f"{name}: losses {', '.join(f'{loss:.3f}' for loss in losses)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, islice
@@ -185,7 +185,7 @@ class ClipLoader:
         positions = self._shard(0)[first * self.batch_size : last * self.batch_size]
         return [self.videos.locate(path) for path in self.videos.values("path", positions)]
 
-    def epoch(self, epoch: int = 0, *, passes: int = 1, first_batch: int = 0) -> Iterator[ClipBatch]:
+    def epoch(self, epoch: int = 0, *, passes: int = 1, first_batch: int = 0) -> Generator[ClipBatch]:
         """Yield the batches of an epoch; of `passes` epochs, from `epoch` on, as if they were one long one. Those
         before number `first_batch` are left out, and the others are as they would be.
 

@@ -39,6 +39,9 @@ class Optimization:
 
     batch_size: int = 64
     """Clips in a step, over all GPUs."""
+    micro_batch_size: int | None = None
+    """Clips that one GPU takes at once; a step sums the gradients of as many passes as its clips need (gradient
+    accumulation). Less memory, the same step but for batch norm and dropout, which see a pass alone. Default: all."""
     epochs: int = 60
     """Passes over the training set."""
     lr: float | None = None
@@ -57,6 +60,9 @@ class Optimization:
     """Weight decay. Biases and batch norm have none."""
     clip_gradient_norm: float = 20.0
     """Largest norm of the gradients; larger ones are scaled down to it."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row whose loss or gradients are not finite, after which the run stops; in fp32 and bf16 also that many
+    in one epoch. A step with such gradients changes nothing."""
 
     @property
     def peak_lr(self) -> float:

@@ -80,7 +80,9 @@ else:
     RecipeName = Literal[tuple(RECIPES)]
 
 # Of data the flag that names them counts, wherever they lie.
-_NOT_IN_A_NAME = (*NOT_OF_THE_RESULT, "data", "manifest")
+_NOT_IN_A_NAME = (*NOT_OF_THE_RESULT, "data", "manifest", "max_nonfinite_steps")
+# Settings that came later: runs of before keep their names.
+_LATER = ("limit", "micro_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +165,9 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
     would give finished runs new names, and train them again."""
     settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
     deciding = {name: value for name, value in settings.items() if name not in _NOT_IN_A_NAME}
-    if deciding["limit"] is None:  # so that runs of before there was a limit keep their names
-        del deciding["limit"]
+    for name in _LATER:
+        if deciding[name] is None:
+            del deciding[name]
     return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
 

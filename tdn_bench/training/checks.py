@@ -57,6 +57,12 @@ def _check_numbers(recipe: Recipe) -> None:
         ("crop_scales", spec.crop_scales, all(0 < s <= 1 for s in spec.crop_scales or [0]), "above 0 and at most 1"),
         ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
         ("batch_size", o.batch_size, o.batch_size >= 1, "at least 1"),
+        (
+            "micro_batch_size",
+            o.micro_batch_size,
+            o.micro_batch_size is None or 1 <= o.micro_batch_size <= o.batch_size,
+            f"from 1 to --batch-size {o.batch_size}",
+        ),
         ("epochs", o.epochs, 1 <= o.epochs < 10**6, "at least 1, and below a million"),
         ("lr", o.lr, o.lr is None or 0 < o.lr <= 1000, "above 0 and at most 1000"),
         ("lr_per_64_clips", o.lr_per_64_clips, 0 < o.lr_per_64_clips <= 1000, "above 0 and at most 1000"),
@@ -65,6 +71,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("momentum", o.momentum, 0 <= o.momentum < 1, "from 0 to below 1"),
         ("weight_decay", o.weight_decay, 0 <= o.weight_decay <= 1000, "from 0 to 1000"),
         ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm <= 1e9, "above 0 and at most 1e9"),
+        ("max_nonfinite_steps", o.max_nonfinite_steps, 1 <= o.max_nonfinite_steps <= 10**6, "from 1 to a million"),
         (
             "evaluate_every",
             recipe.evaluate_every,

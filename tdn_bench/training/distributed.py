@@ -154,18 +154,22 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
 
 
-def spread(classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool) -> nn.Module:
+def spread(
+    classifier: nn.Module, ranks: Ranks, device: torch.device, *, sync_norm: bool, compiled: bool, accumulates: bool
+) -> nn.Module:
     """What the optimisation step calls: the network over all processes, compiled.
 
     The graph is the same in every step, so DistributedDataParallel orders its buckets by the first one; gradients are
     views of them. The compiler is put around it: so it cuts the graph where buckets end, and reduces while it computes.
+    With steps of several passes (`accumulates`) the graph is not said to be static: DDP then cannot leave out the
+    exchange after the first pass (an internal assertion of PyTorch 2.13 fails).
     """
     if ranks.world_size > 1:
         if sync_norm:
             classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
         ids = [device] if device.type == "cuda" else None
         classifier = nn.parallel.DistributedDataParallel(
-            classifier, device_ids=ids, static_graph=True, gradient_as_bucket_view=True
+            classifier, device_ids=ids, static_graph=not accumulates, gradient_as_bucket_view=True
         )
     if compiled:
         prepare_compiler()

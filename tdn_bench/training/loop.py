@@ -38,19 +38,17 @@ from tdn_bench.training.distributed import (
     distributed,
     from_first,
     gather,
-    mean_over,
     open_data,
     share_buffers,
     spread,
 )
+from tdn_bench.training.health import LOOK_EVERY, Health, NonFiniteSteps, explain
 from tdn_bench.training.progress import Progress
 from tdn_bench.training.result import MAX_REASONS, Epoch, TrainResult, train_record
 from tdn_bench.training.run_state import Partial, Past
 from tdn_bench.training.signals import SAVE, STOP, Asked, listening
 from tdn_bench.training.step import TrainStep, autocast, resolve_precision
 from tdn_bench.training.store import LAST, RunStore
-
-LOSS_EVERY = 20  # steps: reading the loss waits for the device
 
 
 @dataclass
@@ -66,6 +64,7 @@ class Run:
     step: TrainStep
     training: ClipLoader
     validation: ClipLoader
+    health: Health
     past: Past  # what was done before, where the run was resumed
 
     def save(self, *, wait: bool = False) -> None:
@@ -198,10 +197,18 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
                 raise UserError(f"{state.file}: is after step {past.partial.step} of an epoch of {len(training)} steps")
             if ranks.is_first:
                 _say_resumed(past)
-        step.classifier = spread(
-            classifier, ranks, device, sync_norm=recipe.processes.sync_batch_norm, compiled=recipe.compile
+        step.adopt(
+            spread(
+                classifier,
+                ranks,
+                device,
+                sync_norm=recipe.processes.sync_batch_norm,
+                compiled=recipe.compile,
+                accumulates=recipe.optimization.micro_batch_size is not None,
+            )
         )
-        yield Run(recipe, ranks, store, manifest, network, classifier, step, training, validation, past)
+        health = stack.enter_context(closing(Health(recipe, step, training, ranks, past.position)))
+        yield Run(recipe, ranks, store, manifest, network, classifier, step, training, validation, health, past)
 
 
 def _say_rate(recipe: Recipe, ranks: Ranks) -> None:
@@ -273,7 +280,8 @@ def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> Trai
             run_state.write_weights(run.store, recipe, run.network, past)
         run.save()
         if ranks.is_first:
-            screen.report(epoch, measured[0] if measured else None)
+            health = run.health.last
+            screen.report(epoch, measured[0] if measured else None, health.steps if health else None)
         asked.stop_if_asked()
     if scores is None:  # resumed after the last epoch
         scores = validate(run, asked, progress)
@@ -296,6 +304,8 @@ def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> Trai
         device=training.device,
         ledger=measured[0].figures(measured[1]) if measured else {},
         threads=measured[0].threads if measured else (),
+        health=run.health.last,
+        disturbed=[*run.health.last.disturbed, *measured[0].reasons()] if run.health.last and measured else (),
         stretches=past.stretches,
         changes=past.changes,
     )
@@ -307,11 +317,12 @@ def _finished(run: Run, number: int) -> Epoch:
     clips = partial.step * run.recipe.optimization.batch_size
     return Epoch(
         number + 1,
-        loss=sum(partial.losses) / partial.step,
+        loss=partial.loss,
         clips_per_s=clips / partial.train_s,
         wait_share=partial.waited_s / partial.train_s,
         train_s=partial.train_s,
         stand_ins=partial.replaced,
+        skipped_steps=partial.skipped,
     )
 
 
@@ -342,47 +353,51 @@ def train_epoch(run: Run, number: int, saving: Saving, progress: bool) -> tuple[
     stretch = past.stretches[-1]
     stretch_s, replaced, waited_before = stretch.train_s, 0, loader.wait_s
     step.classifier.train()
-    losses = torch.zeros(steps, device=step.device)
-    ledger = loader.ledger
+    health, ledger = run.health, loader.ledger
     ledger.start()
     lane, start = ledger.lane(), time.perf_counter()
 
     def note(done: int) -> None:
         """Take over what was done since the last call; waits for the device. All processes call it together."""
-        known = past.partial.step
-        new = mean_over(losses[known:done], run.ranks).tolist()
+        looked = health.look(done, past.partial)
         elapsed = time.perf_counter() - start
-        past.partial = Partial(
-            losses=past.partial.losses + new,
+        past.partial = replace(
+            looked,
             train_s=before.train_s + elapsed,
             waited_s=before.waited_s + loader.wait_s - waited_before,
             replaced=before.replaced + sum(gather(replaced, run.ranks)),
         )
         stretch.train_s = stretch_s + elapsed
-        if not np.isfinite(new).all():
-            bad = next(x for x in new if not np.isfinite(x))
-            raise UserError(f"the loss became {bad} in epoch {number + 1}; {run_state.WAY_OUT}")
 
-    with show_progress(f"Epoch {number + 1}", steps, "steps", done=first, shown=progress, still=True) as advance:
-        for done, batch in enumerate(loader.epoch(number, first_batch=first), first):
-            begun, what = time.perf_counter(), f"step {done}"
-            seed_step(run.recipe.seed, number, done, run.ranks.rank)
-            with ledger.on_device("train", what, wait=False):
-                losses[done] = step(batch.frames, batch.labels, number + done / steps)
-            replaced += batch.replacements
-            now = time.perf_counter()
-            lane.add("train", begun, now, what)
-            due = saving.is_due(done + 1)
-            if due or (done + 1) % LOSS_EVERY == 0 or done + 1 == steps:
-                note(done + 1)
-            if due:
-                saving.save()
-            if run.ranks.beats is not None:
-                run.ranks.beats.beat(f"after step {done + 1} of epoch {number + 1}")
-            elapsed = time.perf_counter() - start
-            clips = (done + 1 - first) * run.recipe.optimization.batch_size
-            waiting = (loader.wait_s - waited_before) / elapsed
-            advance(1, f"{clips / elapsed:.1f} clips/s, {waiting:.0%} waiting for data")
+    try:
+        with (
+            health.follow(number),
+            closing(loader.epoch(number, first_batch=first)) as batches,
+            show_progress(f"Epoch {number + 1}", steps, "steps", done=first, shown=progress, still=True) as advance,
+        ):
+            for done, batch in enumerate(batches, first):
+                step.clock.lap("wait")
+                begun, what = time.perf_counter(), f"step {done}"
+                seed_step(run.recipe.seed, number, done, run.ranks.rank)
+                with ledger.on_device("train", what, wait=False):
+                    health.after(step(batch.frames, batch.labels, number + done / steps), done)
+                replaced += batch.replacements
+                now = time.perf_counter()
+                lane.add("train", begun, now, what)
+                due = saving.is_due(done + 1)
+                if due or (done + 1) % LOOK_EVERY == 0 or done + 1 == steps:
+                    note(done + 1)
+                if due:
+                    saving.save()
+                if run.ranks.beats is not None:
+                    run.ranks.beats.beat(f"after step {done + 1} of epoch {number + 1}")
+                elapsed = time.perf_counter() - start
+                clips = (done + 1 - first) * run.recipe.optimization.batch_size
+                waiting = (loader.wait_s - waited_before) / elapsed
+                advance(1, f"{clips / elapsed:.1f} clips/s, {waiting:.0%} waiting for data")
+                step.clock.lap("other")
+    except NonFiniteSteps as e:
+        raise explain(e, loader, number, run.recipe.output) from e
     ledger.stop()
     return break_down(ledger), (steps - first) * loader.batch_size
 

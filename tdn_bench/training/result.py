@@ -39,8 +39,66 @@ class Epoch:
     wait_share: float  # of the epoch's time, spent waiting for data
     train_s: float  # its wall time, validation left out
     stand_ins: int  # times that another video took a bad one's place, over all processes
+    skipped_steps: int = 0  # that changed nothing, since their gradients were not finite
     top1: float | None = None  # percent, on the validation split
     top5: float | None = None
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What some steps in a row came to: means over them, or as it says. Times are of this process."""
+
+    steps: int
+    loss: float | None  # of all processes; None where none was finite
+    lr: float  # of the last step
+    gradient_norm: float | None
+    clips_per_s: float  # of all processes
+    step_ms: float
+    parts_ms: dict[str, float]  # by PARTS; their sum is `step_ms`
+    copy_ms: float  # into the batch and to the device, by the loader's threads: beside the steps, not a part of them
+    peak_memory_bytes: int  # of this process so far: on a GPU PyTorch's, on a CPU the largest that was resident
+    mfu: float | None  # model FLOP utilisation: 3 × the forward pass's FLOP, as a share of the GPUs' peak
+
+    @property
+    def wait_share(self) -> float:
+        return self.parts_ms["wait"] / self.step_ms
+
+    def row(self) -> dict[str, float | None]:
+        """As the log has it."""
+        found = {
+            "steps": self.steps,
+            "loss": self.loss,
+            "lr": self.lr,
+            "gradient_norm": self.gradient_norm,
+            "clips_per_s": self.clips_per_s,
+            "step_ms": self.step_ms,
+            **{f"{part}_ms": ms for part, ms in self.parts_ms.items()},
+            "copy_ms": self.copy_ms,
+            "wait_share": self.wait_share,
+            "peak_memory_mb": self.peak_memory_bytes / 1e6,
+        }
+        return found | ({} if self.mfu is None else {"mfu": self.mfu})
+
+    def figures(self) -> dict[str, float]:
+        """As a record has them."""
+        parts = {f"step_{part}_ms": ms for part, ms in self.parts_ms.items()}
+        found = {"step_ms": self.step_ms, **parts, "step_copy_ms": self.copy_ms}
+        found["peak_memory_bytes"] = self.peak_memory_bytes
+        return found | ({} if self.mfu is None else {"model_flops_utilization": self.mfu})
+
+
+@dataclass(frozen=True)
+class EpochHealth:
+    """An epoch, or what was left of it: its steps, the time of each, and what disturbed the machine meanwhile."""
+
+    steps: StepFigures
+    step_ms: list[float]
+    monitored: dict[str, float]
+    disturbed: list[str]
+
+    def figures(self) -> dict[str, float]:
+        """As a record has them."""
+        return self.steps.figures() | self.monitored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +117,8 @@ class TrainResult:
     ledger: Mapping[str, object]  # figures of this process's last epoch; none where a resumed run had nothing to do
     threads: Sequence[Mapping[str, Any]]  # what each of its threads booked then
     stretches: Sequence[Stretch] = ()  # from start or resumption to the end or the last checkpoint
+    health: EpochHealth | None = None  # of this process's last epoch; as `ledger`
+    disturbed: Sequence[str] = ()  # why that epoch's times are not to be relied on
     changes: Sequence[Mapping[str, Any]] = ()  # settings that a resumption changed: after_epoch, {name: [old, new]}
 
 
@@ -76,6 +136,7 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "bad_clips": result.bad_clips,
         "stand_ins": sum(e.stand_ins for e in result.epochs),
         "validation_bad_clips": result.validation_bad_clips,
+        "skipped_steps": sum(e.skipped_steps for e in result.epochs),
         **result.ledger,
     }
     samples = {
@@ -85,6 +146,12 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         "top1_percent": [e.top1 for e in result.epochs if e.top1 is not None],
         "top1_epoch": [float(e.epoch) for e in result.epochs if e.top1 is not None],
     }
+    status = "unwatched"  # a resumption that only validated
+    if result.health is not None:
+        figures |= result.health.figures()
+        samples["step_ms"] = result.health.step_ms
+        # never void: what disturbs the machine changes a training's times, not its accuracy
+        status = "unstable" if result.disturbed else "stable"
     details = {
         "precision": result.precision,
         "confusion": result.scores.confusion().tolist(),
@@ -105,4 +172,6 @@ def train_record(recipe: Recipe, result: TrainResult) -> Record:
         device=result.device,
         manifest=result.manifest,
         details=details,
+        status=status,
+        status_reasons=[f"times of the last epoch: {reason}" for reason in result.disturbed],
     )

@@ -19,7 +19,7 @@ from tdn_bench.models import SegmentNetwork
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import utc_now
 from tdn_bench.training.result import Epoch, Stretch
-from tdn_bench.training.step import TrainStep
+from tdn_bench.training.step import TrainStep, are_numbers, tensors_like
 from tdn_bench.training.store import LAST, Loaded, RunStore
 
 FORMAT = "tdn_bench training state 3"  # the second knew whole epochs only
@@ -31,7 +31,10 @@ _OF_THE_DATA = ("dataset", "data", "split", "labels", "manifest", "train_list", 
 # ... what is computed where, which may change the last digits; what is looked at and saved, and when a run gives up.
 _OF_THE_SPEED = ("workers", "device")
 _OF_THE_SAVING = ("save_minutes", "save_steps", "keep_checkpoints")
-_OF_THE_WATCH = ("evaluate_every", "rank_timeout_s", "on_bad_clip", "max_bad_share", "verify_checksums")
+_OF_THE_WATCH = (
+    *("evaluate_every", "rank_timeout_s", "max_nonfinite_steps"),
+    *("on_bad_clip", "max_bad_share", "verify_checksums"),
+)
 _FREE = (*_OF_THE_SPEED, *_OF_THE_SAVING, *_OF_THE_WATCH, "compile", "processes")
 NOT_OF_THE_RESULT = (*_OF_THE_CALL, *_OF_THE_SPEED, *_OF_THE_SAVING)
 
@@ -45,15 +48,23 @@ class Partial:
     """What was done of the epoch that is being trained; counts and times are of all stretches, losses of all
     processes."""
 
-    losses: list[float] = field(default_factory=list)  # of every step
+    losses: list[float | None] = field(default_factory=list)  # of every step; None: not finite
     train_s: float = 0.0
     waited_s: float = 0.0
     replaced: int = 0
+    skipped: int = 0  # steps that changed nothing, since their gradients were not finite
+    in_row: int = 0  # steps with such gradients or losses, of those that were last
 
     @property
     def step(self) -> int:
         """Steps that were done."""
         return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses that are finite; NaN where none is."""
+        finite = [loss for loss in self.losses if loss is not None]
+        return sum(finite) / len(finite) if finite else math.nan
 
 
 @dataclass
@@ -92,9 +103,8 @@ class State:
 
     file: Path
     past: Past
-    scaler: dict[str, Any]
     network: object
-    momentum: object
+    step: object
 
 
 def describe(recipe: Recipe, device: torch.device, precision: str, processes: int) -> dict[str, Any]:
@@ -128,8 +138,8 @@ def parse(loaded: Loaded) -> State:
             [Stretch(**s) for s in notes["stretches"]],
             _reasons(notes["bad_clips"]),
         )
-        state = State(file, past, dict(notes["scaler"]), raw["network"], raw["momentum"])
-        if not _is_sound(past) or not _are_numbers(state.scaler) or past.position == (0, 0):
+        state = State(file, past, raw["network"], raw["step"])
+        if not _is_sound(past) or past.position == (0, 0):
             raise ValueError("numbers that cannot be")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f"{file}: damaged ({type(e).__name__}: {e}); {_ANEW}") from e
@@ -143,31 +153,24 @@ def _reasons(by_split: Any) -> dict[str, dict[str, str]]:
     return {str(s): {str(k): str(v) for k, v in reasons.items()} for s, reasons in by_split.items()}
 
 
-def _are_numbers(values: Mapping[str, Any]) -> bool:
-    return all(type(v) in (int, float) and 0 <= v < math.inf for v in values.values())
-
-
 def _is_sound(past: Past) -> bool:
     """Whether it holds the numbers that its classes say."""
     partial = past.partial
     ordered = [e.epoch for e in past.history] == list(range(1, len(past.history) + 1))
-    numbers = [partial.train_s, partial.waited_s, partial.replaced, *partial.losses]
+    numbers = [partial.train_s, partial.waited_s, partial.replaced, partial.skipped, partial.in_row]
+    numbers += [loss for loss in partial.losses if loss is not None]
     for stretch in past.stretches:
         epoch, step = stretch.start
         numbers += [epoch, step, stretch.train_s, stretch.processes, stretch.bad_clips]
         if not isinstance(stretch.begun, str) or not all(len(pair) == 2 for pair in stretch.changed.values()):
             return False
         stretch.start = (epoch, step)  # JSON has no tuples
-    return (
-        ordered
-        and all(map(_is_whole, past.history))
-        and _are_numbers({str(i): number for i, number in enumerate(numbers)})
-    )
+    return ordered and all(map(_is_whole, past.history)) and are_numbers(numbers)
 
 
 def _is_whole(epoch: Epoch) -> bool:
     """Whether it holds the numbers that `Epoch` says; accuracies may be missing."""
-    return _are_numbers({f.name: v for f in fields(epoch) if (v := getattr(epoch, f.name)) is not None or f.default})
+    return are_numbers(v for f in fields(epoch) if (v := getattr(epoch, f.name)) is not None or f.default)
 
 
 def compare(state: State, now: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -224,33 +227,16 @@ def restore(state: State, now: dict[str, Any], recipe: Recipe, step: TrainStep, 
     settings `now` that it goes on with. Raises UserError where they differ and may not, and for tensors of another
     network and for what no training can go on from."""
     changed = compare(state, now, recipe.change)
-    parameters = dict(network.named_parameters())
-    weights = _like(state.file, "weights", state.network, network.state_dict(), whole=True)
-    momentum = _like(state.file, "momentum", state.momentum, parameters, whole=False)
-    if (unsound := find_unsound(weights)) or not all(m.isfinite().all() for m in momentum.values()):
-        raise UserError(f"{state.file}: {unsound or 'its momentum is not finite'}; {_ANEW}")
-    if state.scaler.keys() == (fresh := step.scaler.state_dict()).keys() and fresh:
-        step.scaler.load_state_dict(state.scaler)
-    elif "precision" not in changed and state.scaler.keys() != fresh.keys():
-        raise UserError(f"{state.file}: damaged (its gradient scaler's state is not whole); {_ANEW}")
+    try:
+        weights = tensors_like("weights", state.network, network.state_dict())
+        if unsound := find_unsound(weights):
+            raise ValueError(unsound)
+        step.load_state_dict(state.step)
+    except ValueError as e:
+        raise UserError(f"{state.file}: {e}; {_ANEW}") from e
     network.load_state_dict(weights)
-    for name, value in momentum.items():
-        parameter = parameters[name]
-        step.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
     state.past.begin(now, changed)
     return state.past
-
-
-def _like(file: Path, what: str, found: Any, wanted: Mapping[str, Tensor], *, whole: bool) -> dict[str, Tensor]:
-    """`found`, if it is a mapping of names to tensors as `wanted` has them; not `whole`: to some of them."""
-    if not isinstance(found, dict) or not (found.keys() == wanted.keys() if whole else found.keys() <= wanted.keys()):
-        raise UserError(f"{file}: its {what} are not those of this network; {_ANEW}")
-    for name, tensor in found.items():
-        like = wanted[name]
-        alike = isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
-        if not alike or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise UserError(f"{file}: its {what} of {name} are not those of this network; {_ANEW}")
-    return found
 
 
 @torch.no_grad()
@@ -268,9 +254,9 @@ def find_unsound(tensors: Mapping[str, Tensor]) -> str | None:
 def check_sound(network: nn.Module, past: Past) -> None:
     """Raise UserError where the epoch came to what nobody can go on from: it must not take the place of the last good
     state."""
-    epoch, losses = len(past.history) + 1, past.partial.losses
+    epoch, loss = len(past.history) + 1, past.partial.loss
     unsound = find_unsound(network.state_dict())
-    if losses and not (loss := sum(losses) / len(losses)) <= FP16_MAX:
+    if loss > FP16_MAX:
         unsound = f"the loss became {loss:g}"
     if unsound:
         raise UserError(f"{unsound} in epoch {epoch}, which is not saved; {WAY_OUT}")
@@ -282,13 +268,8 @@ WAY_OUT = "try a smaller --lr, from the last checkpoint on, if there is one: --r
 
 def state_of(step: TrainStep, network: nn.Module, past: Past) -> dict[str, object]:
     """What a checkpoint holds."""
-    momentum = {
-        name: buffer
-        for name, parameter in network.named_parameters()
-        if (buffer := step.optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
-    }
-    notes = asdict(past) | {"scaler": step.scaler.state_dict()}
-    return {"format": FORMAT, "notes": json.dumps(notes), "network": network.state_dict(), "momentum": momentum}
+    notes = json.dumps(asdict(past))
+    return {"format": FORMAT, "notes": notes, "network": network.state_dict(), "step": step.state_dict()}
 
 
 def write_weights(store: RunStore, recipe: Recipe, network: SegmentNetwork, past: Past) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from tdn_bench.recipes import Optimization
+from tdn_bench.training.clock import StepClock
 
 
 def parameter_groups(
@@ -70,8 +77,27 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
+class StepOutcome(NamedTuple):
+    """What one step came to; both are still on the device, so that the host need not wait for them."""
+
+    loss: Tensor  # mean over this process's clips
+    gradient_norm: Tensor  # of all processes' gradients, before clipping; not finite: the step changed nothing
+
+
 class TrainStep:
-    """One optimisation step under AMP: forward, backward, clipping, update."""
+    """One optimisation step under AMP: forward and backward passes, clipping, update.
+
+    A step whose gradients are not finite changes neither weights, momentum nor batch norm's statistics, whatever the
+    precision. On a GPU that is decided there, without a wait. SGD is PyTorch's fused one: the quickest, and the only
+    one that can leave a step out so; it differs from the plain one in the last bit of an update.
+
+    Args:
+        classifier: Takes uint8 frames (B, T, L, H, W, C), returns logits (B, classes).
+        optimization: The recipe's.
+        precision: "fp32", "bf16" or "fp16".
+        device: Where the classifier lies.
+        fresh_classifier: Whether the last layer is new, on a trained backbone.
+    """
 
     def __init__(
         self,
@@ -84,23 +110,144 @@ class TrainStep:
     ) -> None:
         self.classifier, self.optimization, self.device = classifier, optimization, device
         self.precision = precision
+        self._ddp: DistributedDataParallel | None = None
+        self.clock = StepClock(device)
+        self._parameters = dict(classifier.named_parameters())
         groups = parameter_groups(
             classifier, optimization.peak_lr, optimization.weight_decay, fresh_classifier=fresh_classifier
         )
-        self.optimizer = torch.optim.SGD(groups, momentum=optimization.momentum)
+        self.optimizer = torch.optim.SGD(groups, momentum=optimization.momentum, fused=True)
+        if optimization.momentum:  # what SGD makes itself stays without values where its first step is left out
+            for parameter in self._parameters.values():
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._statistics = _Statistics(classifier)
 
-    def __call__(self, frames: Tensor, labels: Tensor, epoch: float) -> Tensor:
+    @property
+    def learning_rate(self) -> float:
+        """That of the last step, of parameters that learn no faster than others."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group["lr_scale"]
+
+    def adopt(self, classifier: nn.Module) -> None:
+        """From here on call `classifier`: the same network, compiled or spread over processes."""
+        self.classifier = classifier
+        inner = getattr(classifier, "_orig_mod", classifier)  # of what torch.compile gave
+        if isinstance(inner, DistributedDataParallel):
+            self._ddp = inner
+            # a lambda, since DDP reads a function's annotations, and takes none that are text
+            inner.register_comm_hook(self.clock, lambda clock, bucket: _all_reduce(clock, bucket))
+
+    def __call__(self, frames: Tensor, labels: Tensor, epoch: float) -> StepOutcome:
         """One step on uint8 frames (B, T, L, H, W, C) and labels (B,), `epoch` of training done (fractions count).
-        Returns the loss, still on the device, so that the host need not wait for it."""
+
+        With `micro_batch_size` the clips take several passes, whose gradients are summed to those of the mean over all
+        clips; processes exchange them after the last one. Batch norm then has the statistics of a pass.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optimization, epoch) * group["lr_scale"]
-        with autocast(self.precision, self.device):
-            loss = F.cross_entropy(self.classifier(frames), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self._statistics.keep()
+        at_once = self.optimization.micro_batch_size or len(frames)
+        passes = list(zip(frames.split(at_once), labels.split(at_once), strict=True))
+        losses = [self._accumulate(*clips, len(clips[0]) / len(frames), last=False) for clips in passes[:-1]]
+        losses.append(self._accumulate(*passes[-1], len(passes[-1][0]) / len(frames), last=True))
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.classifier.parameters(), self.optimization.clip_gradient_norm)
-        self.scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.optimization.clip_gradient_norm)
+        finite = norm.isfinite()
+        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
+        self.optimizer.step()
         self.scaler.update()
+        self._statistics.undo_unless(finite)
+        self.clock.lap("optimizer")
+        return StepOutcome(torch.stack(losses).sum(), norm)
+
+    def _accumulate(self, frames: Tensor, labels: Tensor, share: float, *, last: bool) -> Tensor:
+        """Add the gradients of a part of the clips, `share` of all; return its part of the loss."""
+        with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
+            with autocast(self.precision, self.device):
+                loss = F.cross_entropy(self.classifier(frames), labels) * share
+            self.clock.lap("forward")
+            self.scaler.scale(loss).backward()
+            self.clock.lap("all_reduce" if self._ddp is not None and last else "backward")
         return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later step needs of the earlier ones beside the weights: momentum by the parameters' names, the
+        gradient scaler's numbers, and in what precision."""
+        momentum = {
+            name: buffer
+            for name, parameter in self._parameters.items()
+            if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None
+        }
+        return {"momentum": momentum, "scaler": self.scaler.state_dict(), "precision": self.precision}
+
+    def load_state_dict(self, state: object) -> None:
+        """Go on from what `state_dict` gave, on the CPU; all of it is looked at before any is taken. The scaler of
+        another precision is left out. Raises ValueError, with what is wrong in words."""
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            raise ValueError("its optimiser's state is not whole")
+        momentum, wanted = state["momentum"], self.state_dict()["momentum"]
+        # a run that had no momentum and gets some, or the other way round, begins anew
+        momentum = tensors_like("momentum", momentum, wanted) if momentum != {} and wanted else {}
+        if not all(m.isfinite().all() for m in momentum.values()):
+            raise ValueError("its momentum is not finite")
+        fresh, scaler = self.scaler.state_dict(), state["scaler"]
+        if state["precision"] == self.precision:
+            if not isinstance(scaler, dict) or scaler.keys() != fresh.keys() or not are_numbers(scaler.values()):
+                raise ValueError("its gradient scaler's state is not whole")
+            if fresh:
+                self.scaler.load_state_dict(scaler)
+        for name, value in momentum.items():
+            self.optimizer.state[self._parameters[name]]["momentum_buffer"].copy_(value)
+
+
+def tensors_like(what: str, found: object, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found`, if it maps the names of `wanted` to tensors of the same shapes and types, on the CPU. Raises
+    ValueError, in which `what` they are is said, with the first that is not so."""
+    if not isinstance(found, dict) or found.keys() != wanted.keys():
+        raise ValueError(f"its {what} are not those of this network")
+    for name, tensor in found.items():
+        like = wanted[name]
+        alike = isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+        if not alike or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"its {what} of {name} are not those of this network")
+    return found
+
+
+def are_numbers(values: Iterable[object]) -> bool:
+    """Whether all are finite numbers that are not negative."""
+    return all(isinstance(v, int | float) and type(v) is not bool and 0 <= v < math.inf for v in values)
+
+
+class _Statistics:
+    """Batch norm's running statistics: those of a step that is left out may not be finite either."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
+        self._before = torch.empty(0)
+
+    def _flat(self) -> Tensor:
+        return torch.cat([b.flatten() for b in self._buffers])
+
+    def keep(self) -> None:
+        if self._buffers:
+            self._before = self._flat()
+
+    @torch.no_grad()
+    def undo_unless(self, finite: Tensor) -> None:
+        """Go back to what was kept, unless `finite` (); decided on the device."""
+        if finite.device.type == "cpu" and finite:
+            return  # a CPU knows without a wait
+        if self._buffers:
+            chosen = torch.where(finite, self._flat(), self._before).split([b.numel() for b in self._buffers])
+            parts = [part.view_as(b) for part, b in zip(chosen, self._buffers, strict=True)]
+            torch._foreach_copy_(self._buffers, parts)
+
+
+def _all_reduce(clock: StepClock, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's own mean over the processes. When the last bucket comes all gradients are computed: what is left of the
+    backward pass is waiting for the exchange."""
+    if bucket.is_last():
+        clock.lap("backward")
+    return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None: the default group

@@ -77,7 +77,8 @@ def outcome(folder: Path) -> dict[str, object]:
         with safe_open(folder / name, "pt") as f:
             found[name] = f.metadata(), {k: f.get_tensor(k).numpy().tobytes() for k in f.keys()}  # noqa: SIM118
     state = torch.load(max(folder.glob("checkpoints/*.pt")), weights_only=True)
-    found["state"] = {p: {k: v.numpy().tobytes() for k, v in state[p].items()} for p in ("network", "momentum")}
+    tensors = {"network": state["network"], "momentum": state["step"]["momentum"]}
+    found["state"] = {p: {k: v.numpy().tobytes() for k, v in part.items()} for p, part in tensors.items()}
     record = read_record(max(folder.glob("train-*.json")))
     found["figures"] = {k: record.figures[k] for k in ("top1_percent", "best_top1_percent", "loss", "bad_clips")}
     found["samples"] = {k: record.samples[k] for k in ("loss", "top1_percent", "top1_epoch")}

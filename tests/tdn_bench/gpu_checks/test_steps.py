@@ -9,6 +9,7 @@ import torch
 from tdn_bench.errors import UserError
 from tdn_bench.gpu_checks import Run, engine, loader, run_step, train
 from tdn_bench.gpu_checks.run import count_flops
+from tdn_bench.training.step import StepOutcome
 
 
 def test_ceilings_and_loader_steps(run: Run) -> None:
@@ -32,9 +33,9 @@ def test_train_step_reports_a_case_whose_loss_is_off(run: Run, monkeypatch: pyte
     run = replace(run, sizes=replace(run.sizes, train_compiled=()))
     real = train.TrainStep.__call__
 
-    def off_in_bf16(step: train.TrainStep, *arguments: object) -> torch.Tensor:
-        loss = real(step, *arguments)
-        return 2 * loss if step.precision == "bf16" else loss
+    def off_in_bf16(step: train.TrainStep, *arguments: object) -> StepOutcome:
+        outcome = real(step, *arguments)
+        return outcome._replace(loss=2 * outcome.loss) if step.precision == "bf16" else outcome
 
     monkeypatch.setattr(train.TrainStep, "__call__", off_in_bf16)
     found = train.train_step(run)

@@ -133,7 +133,7 @@ def test_a_step_is_sgd_with_clipping():
     frames = torch.randint(0, 256, (4, 2, 5, 64, 64, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
     step = TrainStep(classifiers[0], optimization, "fp32", CPU)
-    losses = [step(frames, labels, 0).item() for _ in range(2)]
+    losses = [step(frames, labels, 0).loss.item() for _ in range(2)]
 
     ours, momentum = [], {}
     plain = classifiers[1]
@@ -160,7 +160,7 @@ def one_batch_step(precision, name):
     classifier = FrameClassifier(create_model(name, num_classes=3, num_segments=2, dropout=0))
     step = TrainStep(classifier, optimization, precision, CPU)
     frames = torch.randint(0, 256, (3, 2, 5, 64, 64, 3), dtype=torch.uint8)
-    return step, lambda: step(frames, torch.arange(3), 0).item()
+    return step, lambda: step(frames, torch.arange(3), 0).loss.item()
 
 
 def test_bf16_steps_lower_the_loss_of_one_batch():
@@ -412,6 +412,9 @@ def test_two_processes_share_a_run_and_bad_clips_do_not_stall_it(motion_data, tm
     assert sum(map(sum, record.details["confusion"])) == 7
     assert (record.figures["bad_clips"], record.figures["validation_bad_clips"]) == (2, 1)
     assert record.figures["stand_ins"] >= 2
+    (row,) = map(json.loads, (tmp_path / "steps.jsonl").read_text().splitlines())
+    assert row["clips_per_s"] == pytest.approx(4000 / row["step_ms"], rel=1e-4)  # of both
+    assert row["all_reduce_ms"] > 0
     wanted = [manifest.split("train")[i].path for i in places] + [manifest.split("validation")[1].path]
     assert set(record.details["bad_clips"]) == set(wanted)
     # What was validated is what was saved. Other batch sizes change the last bits, other statistics the third digit.

@@ -261,6 +261,7 @@ def test_every_setting_is_compared_or_said_to_be_free(saved: Recipe) -> None:
         "on_bad_clip",
         "max_bad_share",
         "verify_checksums",
+        "max_nonfinite_steps",
     }
     state = read(saved)
     refused = set()
@@ -345,7 +346,11 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "another format": lambda s: s.update(format="tdn_bench training state 1"),
     "a format of tensors": lambda s: s.update(format=torch.ones(2)),
     "no network": lambda s: s.pop("network"),
-    "no momentum": lambda s: s.pop("momentum"),
+    "no state of the step": lambda s: s.pop("step"),
+    "a state of the step that is a list": lambda s: s.update(step=[1]),
+    "no momentum": lambda s: s["step"].pop("momentum"),
+    "a momentum that is a list": lambda s: s["step"].update(momentum=[1]),
+    "a momentum less": lambda s: s["step"]["momentum"].popitem(),
     "no notes": lambda s: s.pop("notes"),
     "notes of another type": lambda s: s.update(notes=torch.ones(2)),
     "notes that are no JSON": lambda s: s.update(notes="{"),
@@ -354,7 +359,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a network that is a list": lambda s: s.update(network=[1]),
     "a tensor less": lambda s: s["network"].popitem(),
     "a tensor more": lambda s: s["network"].update(more=torch.ones(2)),
-    "a momentum more": lambda s: s["momentum"].update(more=torch.ones(2)),
+    "a momentum more": lambda s: s["step"]["momentum"].update(more=torch.ones(2)),
     "a tensor of another shape": lambda s: first(s, "network", lambda t: t[:1]),
     "a tensor of another type": lambda s: first(s, "network", lambda t: t.double()),
     "a complex tensor": lambda s: first(s, "network", lambda t: t.to(torch.complex64)),
@@ -362,8 +367,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number for a tensor": lambda s: first(s, "network", lambda t: 3),
     "NaN": lambda s: first(s, "network", lambda t: t * math.nan),
     "weights of 1e29": lambda s: first(s, "network", lambda t: t + 1e29),
-    "infinite momentum": lambda s: first(s, "momentum", lambda t: t / 0),
-    "momentum of another shape": lambda s: first(s, "momentum", lambda t: t[:1]),
+    "infinite momentum": lambda s: first(s["step"], "momentum", lambda t: t / 0),
+    "momentum of another shape": lambda s: first(s["step"], "momentum", lambda t: t[:1]),
     "no history": notes(lambda n: n.pop("history")),
     "an empty history": notes(lambda n: n["history"].clear()),
     "losses that are a number": notes(lambda n: n["partial"].update(losses=3)),
@@ -381,9 +386,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no settings": notes(lambda n: n.update(settings={})),
     "changes that are a number": notes(lambda n: n["stretches"][0].update(changed=3)),
     "bad clips that are a list": notes(lambda n: n.update(bad_clips=[1])),
-    "a scaler that is a number": notes(lambda n: n.update(scaler=3)),
-    "a scaler of words": notes(lambda n: n.update(scaler={"scale": "large"})),
-    "a scaler where there is none": notes(lambda n: n.update(scaler={"scale": 3.0})),
+    "a scaler that is a number": lambda s: s["step"].update(scaler=3),
+    "a scaler of words": lambda s: s["step"].update(scaler={"scale": "large"}),
+    "a scaler where there is none": lambda s: s["step"].update(scaler={"scale": 3.0}),
 }
 
 
@@ -411,11 +416,11 @@ PLAIN = st.recursive(
 )
 
 
-@given(st.sampled_from(["settings", "history", "partial", "stretches", "bad_clips", "scaler"]), PLAIN)
+@given(st.sampled_from(["settings", "history", "partial", "stretches", "bad_clips"]), PLAIN)
 def test_no_plain_part_of_a_state_is_a_traceback(key: str, value: object) -> None:
     past = Past({}, [Epoch(1, 1, 1, 0, 1, 0)], Partial([0.5], 1.0, 0.5))
-    plain = asdict(past) | {"scaler": {}, key: value}
-    state = {"format": run_state.FORMAT, "notes": json.dumps(plain), "network": {}, "momentum": {}}
+    plain = asdict(past) | {key: value}
+    state = {"format": run_state.FORMAT, "notes": json.dumps(plain), "network": {}, "step": {}}
     with contextlib.suppress(UserError):
         now = settings(recipe_in(Path("run")))
         parsed = parse(Loaded(Path("run"), state, (1, 1)))
