@@ -71,6 +71,38 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Modern:
+    """Training methods that came after the authors' recipe: each off unless it is asked for."""
+
+    ema_decay: float = 0.0
+    """Decay of an average of the weights over the steps, such as 0.999, which is then validated and written (EMA).
+    0: none."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
+    mixup_alpha: float = 0.0
+    """Mixup: blend each clip with another one of its batch, at a share from Beta(alpha, alpha). 0: none."""
+    cutmix_alpha: float = 0.0
+    """CutMix: put a box of another clip into each clip, its area from Beta(alpha, alpha). 0: none. With mixup: either,
+    at even odds."""
+    randaugment: int = 0
+    """Operations of RandAugment that change each clip's brightness, contrast or colours, all its frames alike."""
+    randaugment_strength: float = 5.0
+    """Strength of these operations, up to 10."""
+    repeats: int = 1
+    """Times that an epoch takes each video, with other frames, crop and flip each time (repeated augmentation)."""
+    first_size: int | None = None
+    """Height and width of the first epoch's clips, in pixels; they grow to --size (progressive resolution). Validation
+    is at the full size. Default: the full size."""
+    growing_epochs: int = 0
+    """Epochs until training is at the full size. Default: two thirds of all."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saving:
     """When checkpoints are written within an epoch; at the end of every epoch one is anyway."""
 
@@ -112,6 +144,7 @@ class Recipe:
     """Dropout before the classifier."""
     start: Start = field(default_factory=Start)
     optimization: Optimization = field(default_factory=Optimization)
+    modern: Modern = field(default_factory=Modern)
     data: DataFlags = field(default_factory=DataFlags)
     part: LimitFlags = field(default_factory=LimitFlags)
     loader: LoaderFlags = field(default_factory=LoaderFlags)
@@ -148,6 +181,14 @@ class Recipe:
         variant = known_variant(self.model)
         segments = variant.num_segments if self.num_segments is None else self.num_segments
         return ClipSpec(segments, variant.frames_per_segment, self.size, self.crop_ratio, self.crop_scales)
+
+    def training_spec(self, epoch: int) -> ClipSpec:
+        """The clips that an epoch, counted from 0, trains on: their sides grow evenly, in steps of 16 pixels."""
+        spec, first = self.clip_spec(), self.modern.first_size
+        growing = self.modern.growing_epochs or -(-2 * self.optimization.epochs // 3)
+        if first is None or epoch >= growing:
+            return spec
+        return replace(spec, size=min(spec.size, round((first + (spec.size - first) * epoch / growing) / 16) * 16))
 
     def settings(self) -> dict[str, Any]:
         """The recipe as a record has it, with the network's own T."""

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ from tdn_bench.cli.ranges import MAX_SEED
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.recipes import RECIPES, Recipe
+from tdn_bench.recipes import RECIPES, Modern, Recipe
 from tdn_bench.records import Record, make_record, read_record
 from tdn_bench.records.published import PUBLISHED, Published
 from tdn_bench.records.tables import markdown_table
@@ -81,8 +81,8 @@ else:
 
 # Of data the flag that names them counts, wherever they lie.
 _NOT_IN_A_NAME = (*NOT_OF_THE_RESULT, "data", "manifest", "max_nonfinite_steps")
-# Settings that came later: runs of before keep their names.
-_LATER = ("limit", "micro_batch_size")
+# Settings that came later, and what does as before: runs of before keep their names.
+_LATER: dict[str, Any] = {"limit": None, "micro_batch_size": None} | asdict(Modern())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,8 @@ def _key(flags: Sequence[str], recipe: Recipe) -> str:
     would give finished runs new names, and train them again."""
     settings = settings_of(recipe.data) | settings_of(recipe.loader) | settings_of(recipe)
     deciding = {name: value for name, value in settings.items() if name not in _NOT_IN_A_NAME}
-    for name in _LATER:
-        if deciding[name] is None:
+    for name, before in _LATER.items():
+        if deciding[name] == before:
             del deciding[name]
     return hashlib.sha256(json.dumps([flags, deciding], default=str).encode()).hexdigest()[:8]
 
