@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import count, islice
 from typing import Protocol
 
@@ -151,10 +150,8 @@ class ClipLoader:
                 f"{len(self._positions)} usable training videos over {world_size} ranks do not fill one batch "
                 f"of {batch_size}; use a smaller --batch-size"
             )
-        self._create_decoder = partial(
-            create_decoder, backend, device=self.device, workers=workers, verify=policy.verify_checksums, ledger=ledger
-        )
-        self.decoder = self._create_decoder(spec)
+        self._decoding = backend, policy.verify_checksums
+        self.decoder = self._create_decoder()
         # More than one in hand and one in work is of no use to a decoder that takes one at a time, and of thirty views
         # a batch is large.
         at_once = -(-workers // batch_size) if self.decoder.concurrent else 1
@@ -169,7 +166,12 @@ class ClipLoader:
         """Make other clips from here on; between epochs alone."""
         if spec != self.spec:
             self.decoder.close()
-            self.spec, self.decoder = spec, self._create_decoder(spec)
+            self.spec = spec
+            self.decoder = self._create_decoder()
+
+    def _create_decoder(self) -> Decoder:
+        backend, verify = self._decoding
+        return create_decoder(backend, self.spec, self.device, self.workers, verify, self.ledger)
 
     def _shard(self, epoch: int) -> np.ndarray:
         """The places in `videos` that this rank visits in an epoch, in order; with `repeats` each several times."""

@@ -1,6 +1,7 @@
 """The average of the weights: against the recursion written out, and what a state may hold."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
 
-def walk(net: nn.Module, steps: int) -> list[dict[str, torch.Tensor]]:
+def walk(net: nn.Module, steps: int) -> Iterator[dict[str, torch.Tensor]]:
     """Change the weights, the statistics and the count of batches at random; yield them after each step."""
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
@@ -49,7 +50,8 @@ def test_the_network_is_left_alone_and_the_average_never_trains() -> None:
     before = copy.deepcopy(net.state_dict())
     average.update()
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
-    assert net.training and not average.network.training
+    assert net.training
+    assert not average.network.training
     assert not any(p.requires_grad for p in average.network.parameters())
 
 
