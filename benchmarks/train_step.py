@@ -130,6 +130,9 @@ class PlainStep(TrainStep):
         for group in self.optimizer.param_groups:
             group["foreach"], group["fused"] = False, False
 
+    def update(self, finite: Tensor) -> None:
+        self.optimizer.step()
+
 
 def make_form(name: str, config: Benchmark, device: torch.device) -> TrainStep:
     """A form's step, over weights that are the same for all forms of a network."""
@@ -173,7 +176,7 @@ def work(name: str, config: Benchmark, pipe: Connection) -> None:
         outcome = step(frames, labels, 0)
         wait()
         ms = 1000 * (time.perf_counter() - begun)
-        pipe.send((ms, float(getattr(outcome, "loss", outcome))))
+        pipe.send((ms, float(outcome.loss)))
     if device.type == "cuda":
         pipe.send(torch.cuda.max_memory_allocated(device) / 1e6)
     else:

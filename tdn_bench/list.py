@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  {name:30s}{clip:15s}{variant.what}")
     print("recipes")
     for name, make in RECIPES.items():
-        print(f"  {name:14s}{(make.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:22s}{(make.__doc__ or '').splitlines()[0]}")
     print("tables of networks (tdn-bench ablate)")
     for name, table in TABLES.items():
         print(f"  {name:14s}{table.what}: {', '.join(table.variants)}")

@@ -170,6 +170,9 @@ class LongTermDifference(nn.Module):
         forward, backward = self.directions(x)
         if backward is None:
             return self._fuse(x, self.gate(forward), 1.0)
+        if self.training and self.options.fusion == "gate":  # one pass over memory less, and none that is kept
+            gates = torch.sigmoid(self.expand(forward)).add(torch.sigmoid(self.expand(backward))).sub_(1)
+            return self._fuse(x, gates, 0.5)
         return self._fuse(x, self.gate(forward) + self.gate(backward), 0.5)
 
     def _compare(self, neighbour: Tensor, own: Tensor) -> Tensor:

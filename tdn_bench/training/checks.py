@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
-from tdn_bench.cli import flag
+from pipelines.processes import cores
+from tdn_bench.cli import flag, pick_device
 from tdn_bench.cli.flags import MAX_SEGMENTS, SIZES
 from tdn_bench.errors import UserError
 from tdn_bench.hub import local_checkpoint
-from tdn_bench.recipes import Recipe
+from tdn_bench.recipes import Precision, Recipe
 from tdn_bench.records import check_folder, check_name
 from tdn_bench.training import run_state
+from tdn_bench.training.step import resolve_precision
 from tdn_bench.training.trackers import check_tracker
 
 MAX_BATCH_BYTES = 2**35  # of uint8 frames, on one process; the network's float copies take many times as much
@@ -32,12 +36,32 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{flag(name)} {file}: no such checkpoint file")
     if recipe.resume != "no" and recipe.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if recipe.resume != "no" and recipe.dry_run:
+        raise UserError("--dry-run and --resume exclude each other: a dry run begins anew")
+    if pick_device(recipe.device).type == "cpu" and recipe.processes.sync_batch_norm:
+        raise UserError("--sync-batch-norm: PyTorch has it on GPUs only; leave it out")
     run_state.check_allowed(recipe)
     check_tracker(recipe.track)
     check_name("--name", recipe.name)
     check_folder("--output", recipe.output)
     if recipe.results is not None:
         check_folder("--results", recipe.results)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with nothing left open: T, learning rate, device, precision, workers, and where its start lies. It
+    trains on this machine what `recipe` does. Raises UserError for a network or a device that is not there."""
+    device = pick_device(recipe.device)
+    files = {name: file.absolute() for name, file in vars(recipe.start).items() if file is not None and file.is_file()}
+    return replace(
+        recipe,
+        num_segments=recipe.clip_spec().num_segments,
+        optimization=replace(recipe.optimization, lr=recipe.optimization.peak_lr),
+        device=str(device),
+        precision=cast(Precision, resolve_precision(recipe.precision, device)),
+        data=replace(recipe.data, workers=recipe.data.workers or cores()),
+        start=replace(recipe.start, **files),
+    )
 
 
 def _ascend(epochs: Sequence[int]) -> bool:

@@ -143,8 +143,6 @@ def train(recipe: Recipe, *, progress: bool = True, begun: Callable[[], object] 
             begun()
         asked = stack.enter_context(listening())
         device = pick_device(recipe.device)
-        if recipe.processes.sync_batch_norm and device.type == "cpu":
-            raise UserError("--sync-batch-norm: PyTorch has it on GPUs only; leave it out")
         if device.type == "cpu":
             keep_freed_memory()
         ranks, device = stack.enter_context(distributed(device, recipe.processes.rank_timeout_s))
@@ -184,7 +182,7 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
     step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh, modern=recipe.modern)
-    log = recipe.output / "bad_clips.jsonl" if ranks.is_first else None
+    log = recipe.output / "bad_clips.jsonl" if store is not None else None  # a dry run writes nothing
     if state is None and log is not None:
         log.unlink(missing_ok=True)
     shared: dict[str, Any] = {

@@ -27,7 +27,7 @@ FORMAT = "tdn_bench training state 3"  # the second knew whole epochs only
 
 # Three kinds of settings may differ between an interrupted run and its resumption without being allowed by name: how it
 # was called and where things lie, which no state notes (data count by digest and classes instead); ...
-_OF_THE_CALL = ("name", "output", "results", "resume", "overwrite", "change", "allow_outside", "track")
+_OF_THE_CALL = ("name", "output", "results", "resume", "overwrite", "change", "allow_outside", "track", "dry_run")
 _OF_THE_DATA = ("dataset", "data", "split", "labels", "manifest", "train_list", "val_list", "class_names")
 # ... what is computed where, which may change the last digits; what is looked at and saved, and when a run gives up.
 _OF_THE_SPEED = ("workers", "device")

@@ -162,14 +162,18 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.optimization.clip_gradient_norm)
         finite = norm.isfinite()
-        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
-        self.optimizer.step()
+        self.update(finite)
         self.scaler.update()
         self._statistics.undo_unless(finite)
         if self.average is not None:
             self.average.update()
         self.clock.lap("optimizer")
         return StepOutcome(torch.stack(losses).sum(), norm)
+
+    def update(self, finite: Tensor) -> None:
+        """Let SGD take its step, if `finite` () says so; decided on the device."""
+        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
+        self.optimizer.step()
 
     def _augment(self, frames: Tensor, labels: Tensor) -> Mixed:
         """The clips as the options change them; without any, as they are."""

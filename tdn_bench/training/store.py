@@ -85,6 +85,17 @@ class File:
         return (now.bytes, now.sha256) == (self.bytes, self.sha256)
 
 
+def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError where an earlier run lies in the folder and nobody said what becomes of it."""
+    names = [*sorted(p.name for p in (folder / FOLDER).glob("*.pt")), OLD_STATE, LAST, BEST]
+    held = [name for name in names if (folder / name).exists() or (folder / FOLDER / name).exists()]
+    if held and not (resume or overwrite):
+        raise UserError(
+            f"--output {folder}: holds a run already ({held[0]}); go on with it with --resume, replace it "
+            "with --overwrite, or name another folder"
+        )
+
+
 class RunStore:
     """One run's folder, written by one process. `claim` opens it.
 
@@ -115,13 +126,7 @@ class RunStore:
             raise UserError(f"--output {folder}: cannot be locked ({e.strerror}: {LOCK})") from e
         with lock:
             locked = _lock(lock.fileno(), folder)
-            names = [*sorted(p.name for p in (folder / FOLDER).glob("*.pt")), OLD_STATE, LAST, BEST]
-            held = [name for name in names if (folder / name).exists() or (folder / FOLDER / name).exists()]
-            if held and not (resume or overwrite):
-                raise UserError(
-                    f"--output {folder}: holds a run already ({held[0]}); go on with it with --resume, replace it "
-                    "with --overwrite, or name another folder"
-                )
+            check_free(folder, resume=resume, overwrite=overwrite)
             store = cls(folder, keep, replacing=overwrite)
             store._own(locked)
             for place in (folder, folder / FOLDER):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.flags import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from tdn_bench.checkpoint import read_metadata
 from tdn_bench.errors import UserError
@@ -162,6 +163,21 @@ def test_too_many_such_steps_end_the_run_and_their_clips_are_kept(
     assert "\n" not in str(caught.value)
 
 
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_scalars_that_cannot_be_written_are_said_once(
+    motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(SummaryWriter, "flush", no_space)
+    result = train(tiny(motion_data, tmp_path), progress=False)
+    assert len(result.epochs) == len(rows(tmp_path)) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if "No space left on device" in line]) == 2  # of epochs, and of steps
+    assert all("the training goes on" in line for line in said if "No space" in line)
+
+
 def test_a_log_that_cannot_be_written_is_said_once(
     motion_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +185,7 @@ def test_a_log_that_cannot_be_written_is_said_once(
 
     def full(self: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
         if self.name == "steps.jsonl" and mode == "a":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            no_space()
         return opened(self, mode, *arguments, **more)
 
     monkeypatch.setattr(Path, "open", full)
