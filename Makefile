@@ -11,7 +11,7 @@ GPUS ?= 1
 ARGS ?=
 NAME ?= temporal_conv
 
-.PHONY: help setup demo docs test test-all lint format train-sthv2 throughput regress report doctor gpu-suite benchmark fuzz clean
+.PHONY: help setup demo docs test test-all lint format train-sthv2 train-demo-fast throughput regress report doctor gpu-suite benchmark fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ format: $(STAMP)  ## let ruff format the code
 
 train-sthv2: $(STAMP)  ## train TDN-ResNet50 on Something-Something V2: make train-sthv2 DATA=/path [GPUS=8] [ARGS='--init resnet50.pth']
 	$(if $(filter-out 1,$(GPUS)),$(VENV)/bin/torchrun --standalone --nproc-per-node $(GPUS) -m,$(RUN)) tdn_bench.train sthv2 --data $(DATA) $(ARGS)
+
+train-demo-fast: $(STAMP)  ## time to 95 % on synthetic motion: recipe demo_fast against demo, five seeds, in turns
+	$(VENV)/bin/python benchmarks/time_to_accuracy.py $(ARGS)
 
 throughput: $(STAMP)  ## ms/video from file to label: make throughput ARGS='--engine trt --checkpoint FILE --data DIR'
 	$(RUN) tdn_bench.throughput $(ARGS)

@@ -24,7 +24,7 @@ from pipelines.plan import ClipPlan, epoch_order, plan_evaluation, plan_training
 from pipelines.processes import cores
 from pipelines.video import OK, Video
 
-Place = tuple[int, int]  # position in the split, epoch
+Place = tuple[int, int]  # position in the split, draw: the epoch, or with repeats epoch · repeats + 0, 1 …
 MAX_REPLACEMENTS = 32  # for one place: enough where half of the videos are bad
 BACKENDS = ("auto", "pyav", "dali")
 
@@ -93,6 +93,7 @@ class ClipLoader:
         device: Where the batches are needed.
         workers: Threads that decode; by default one for each processor that this process may use.
         prefetch: Batches that are decoded ahead; by default what keeps all workers busy.
+        repeats: How often an epoch takes each video, with other draws each time; in a row, so that a batch holds them.
         seed: Of order and augmentation; together with the epoch it determines every batch.
         rank, world_size: This process and how many share the videos.
         policy: What a bad clip does to the run.
@@ -114,6 +115,7 @@ class ClipLoader:
         device: torch.device | str = "cpu",
         workers: int | None = None,
         prefetch: int | None = None,
+        repeats: int = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -124,7 +126,7 @@ class ClipLoader:
         if batch_size < 1 or (prefetch is not None and prefetch < 1):
             raise DataError(f"batch size and prefetch must be at least 1, not {batch_size} and {prefetch}")
         self.videos, self.spec, self.batch_size = videos, spec, batch_size
-        self.flipped_labels, self.seed = flipped_labels, seed
+        self.flipped_labels, self.repeats, self.seed = flipped_labels, repeats, seed
         self.rank, self.world_size, self.ledger = rank, world_size, ledger
         self.device = torch.device(device)
         if not videos:
@@ -148,7 +150,8 @@ class ClipLoader:
                 f"{len(self._positions)} usable training videos over {world_size} ranks do not fill one batch "
                 f"of {batch_size}; use a smaller --batch-size"
             )
-        self.decoder = create_decoder(backend, spec, self.device, workers, policy.verify_checksums, ledger)
+        self._decoding = backend, policy.verify_checksums
+        self.decoder = self._create_decoder()
         # More than one in hand and one in work is of no use to a decoder that takes one at a time, and of thirty views
         # a batch is large.
         at_once = -(-workers // batch_size) if self.decoder.concurrent else 1
@@ -159,13 +162,30 @@ class ClipLoader:
         """Whether it shuffles and augments."""
         return self.flipped_labels is not None
 
+    def change_spec(self, spec: ClipSpec) -> None:
+        """Make other clips from here on; between epochs alone."""
+        if spec != self.spec:
+            self.decoder.close()
+            self.spec = spec
+            self.decoder = self._create_decoder()
+
+    def _create_decoder(self) -> Decoder:
+        backend, verify = self._decoding
+        return create_decoder(backend, self.spec, self.device, self.workers, verify, self.ledger)
+
     def _shard(self, epoch: int) -> np.ndarray:
-        """The places in `videos` that this rank visits in an epoch, in order."""
+        """The places in `videos` that this rank visits in an epoch, in order; with `repeats` each several times."""
+        return self._visits(epoch)[0]
+
+    def _visits(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What this rank takes in an epoch, in order: places in `videos`, and numbers of draws."""
         order = epoch_order(len(self._positions), seed=self.seed, epoch=epoch, shuffle=self.training)
-        mine = shard(order, rank=self.rank, world_size=self.world_size, equal=self.training)
+        every = np.arange(len(order) * self.repeats)
+        mine = shard(every, rank=self.rank, world_size=self.world_size, equal=self.training)
         if self.training:
             mine = mine[: len(mine) // self.batch_size * self.batch_size]
-        return self._positions[mine]
+        which, repeat = np.divmod(mine, self.repeats)
+        return self._positions[order[which]], epoch * self.repeats + repeat
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -191,8 +211,8 @@ class ClipLoader:
 
         Raises DataError where none of the videos can be decoded, and where the policy says that bad clips end the run.
         """
-        shards = {e: self._shard(e) for e in range(epoch, epoch + passes)}
-        every = ((p, e) for e, positions in shards.items() for p in positions.tolist())
+        shards = [self._visits(e) for e in range(epoch, epoch + passes)]
+        every = (place for p, draws in shards for place in zip(p.tolist(), draws.tolist(), strict=True))
         visits = islice(every, first_batch * self.batch_size, None)
         pending: deque[Future[ClipBatch | None]] = deque()
         numbers = count(first_batch)
@@ -224,7 +244,7 @@ class ClipLoader:
             finally:
                 for future in pending:
                     future.cancel()
-        if not handed and not first_batch and (total := sum(map(len, shards.values()))):
+        if not handed and not first_batch and (total := sum(len(p) for p, _ in shards)):
             path, reason = next(iter(self.bad_clips.reasons.items()))
             raise DataError(f"none of {total} videos could be decoded, first {path}: {reason}")
 

@@ -26,7 +26,7 @@ from tdn_bench.cli.ranges import MAX_SEED
 from tdn_bench.errors import UserError
 from tdn_bench.models.complexity import measure
 from tdn_bench.models.variants import VARIANTS
-from tdn_bench.recipes import RECIPES, Processes, Recipe
+from tdn_bench.recipes import RECIPES, Modern, Processes, Recipe
 from tdn_bench.records import Record, make_record, read_record
 from tdn_bench.records.published import PUBLISHED, Published
 from tdn_bench.records.tables import markdown_table
@@ -82,7 +82,10 @@ else:
 # Of data the flag that names them counts, wherever they lie.
 _NOT_IN_A_NAME = (*NOT_OF_THE_RESULT, "data", "manifest", "max_nonfinite_steps")
 # Settings that came later: where they are as they were without them, runs of before keep their names.
-_LATER = ("limit", "micro_batch_size", *(f.name for f in fields(Processes)))
+_LATER = (
+    *("limit", "micro_batch_size", "checkpoint_activations"),
+    *(f.name for part in (Processes, Modern) for f in fields(part)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def _ascend(epochs: Sequence[int]) -> bool:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    spec, o, saving = recipe.clip_spec(), recipe.optimization, recipe.saving
+    spec, o, m, saving = recipe.clip_spec(), recipe.optimization, recipe.modern, recipe.saving
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     recipe.data.check()
     recipe.part.check()
@@ -98,6 +98,20 @@ def _check_numbers(recipe: Recipe) -> None:
         ("weight_decay", o.weight_decay, 0 <= o.weight_decay <= 1000, "from 0 to 1000"),
         ("clip_gradient_norm", o.clip_gradient_norm, 0 < o.clip_gradient_norm <= 1e9, "above 0 and at most 1e9"),
         ("max_nonfinite_steps", o.max_nonfinite_steps, 1 <= o.max_nonfinite_steps <= 10**6, "from 1 to a million"),
+        ("ema_decay", m.ema_decay, 0 <= m.ema_decay < 1, "from 0 to below 1"),
+        ("label_smoothing", m.label_smoothing, 0 <= m.label_smoothing < 1, "from 0 to below 1"),
+        ("mixup_alpha", m.mixup_alpha, 0 <= m.mixup_alpha <= 1000, "from 0 to 1000"),
+        ("cutmix_alpha", m.cutmix_alpha, 0 <= m.cutmix_alpha <= 1000, "from 0 to 1000"),
+        ("randaugment", m.randaugment, 0 <= m.randaugment <= 100, "from 0 to 100"),
+        ("randaugment_strength", strength := m.randaugment_strength, 0 <= strength <= 10, "from 0 to 10"),
+        ("repeats", m.repeats, 1 <= m.repeats <= 1000, "from 1 to 1000"),
+        (
+            "first_size",
+            m.first_size,
+            m.first_size is None or SIZES[0] <= m.first_size <= spec.size,
+            f"from {SIZES[0]} to --size {spec.size} pixels",
+        ),
+        ("growing_epochs", m.growing_epochs, 0 <= m.growing_epochs <= o.epochs, f"from 0 to --epochs {o.epochs}"),
         (
             "evaluate_every",
             recipe.evaluate_every,
@@ -115,6 +129,12 @@ def _check_numbers(recipe: Recipe) -> None:
             raise UserError(f"{flag(name)} {shown}: must be {words}")
     if o.batch_size % processes:
         raise UserError(f"--batch-size {o.batch_size} does not divide over {processes} processes")
+    if m.mixes and o.batch_size == processes:
+        raise UserError(
+            "--mixup-alpha and --cutmix-alpha mix clips of a process: give each two at least (--batch-size)"
+        )
+    if m.growing_epochs and m.first_size is None:
+        raise UserError("--growing-epochs says how long clips grow: name the size that they start from by --first-size")
     if (size := o.batch_size // processes * math.prod(spec.shape)) > MAX_BATCH_BYTES:
         raise UserError(
             f"--batch-size {o.batch_size}, --num-segments {spec.num_segments}, --size {spec.size}: the frames of one "

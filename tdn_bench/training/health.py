@@ -116,9 +116,6 @@ class Health:
         here = socket.gethostname()
         self._pids = [pid for host, pid in gather((here, os.getpid()), ranks) if host == here and pid != os.getpid()]
         self._peak, self._flop = device_peak(step.device, step.precision), 0
-        if self._peak is not None:
-            t, size = loader.spec.num_segments, loader.spec.size
-            self._flop = 2 * 3 * measure(recipe.model, num_segments=t, size=size).total.macs
         self._epoch = 0
         self._seen: list[dict[str, float]] = []  # times of the epoch's steps
         self._seen_norms: list[float] = []
@@ -130,6 +127,9 @@ class Health:
     def follow(self, epoch: int) -> Iterator[None]:
         """Within it the steps of an epoch, counted from 0, are taken. The ledger has been started."""
         self._epoch, self._copied_s = epoch, 0.0
+        if self._peak is not None:
+            t, size = self._loader.spec.num_segments, self._loader.spec.size  # which may grow from epoch to epoch
+            self._flop = 2 * 3 * measure(self._recipe.model, num_segments=t, size=size).total.macs
         self._losses = torch.zeros(len(self._loader), device=self._step.device)
         self._norms = torch.zeros_like(self._losses)
         self._seen, self._seen_norms, self._seen_losses = [], [], []

@@ -67,6 +67,22 @@ class Run:
     health: Health
     past: Past  # what was done before, where the run was resumed
 
+    @property
+    def judged(self) -> FrameClassifier:
+        """What is validated and written: the average of the weights, where one is kept."""
+        average = self.step.average
+        if average is None or not average.updates:
+            return self.classifier
+        assert isinstance(average.network, FrameClassifier)
+        return average.network
+
+    def write_weights(self) -> None:
+        """Write the weights of the epoch that was finished last, on the first process."""
+        if self.store is not None:
+            network = self.judged.network
+            assert isinstance(network, SegmentNetwork)
+            run_state.write_weights(self.store, self.recipe, network, self.past)
+
     def save(self, *, wait: bool = False) -> None:
         """Save where the run is. All processes call it at the same place. Raises UserError where nobody could go on
         from there, where too many clips are bad, and where the disk takes no more."""
@@ -167,7 +183,7 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
         network.checkpoint_activations()
     classifier = FrameClassifier(network).to(device)
     fresh = recipe.start.finetune is not None
-    step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh)
+    step = TrainStep(classifier, recipe.optimization, precision, device, fresh_classifier=fresh, modern=recipe.modern)
     log = recipe.output / "bad_clips.jsonl" if store is not None else None  # a dry run writes nothing
     if state is None and log is not None:
         log.unlink(missing_ok=True)
@@ -183,7 +199,11 @@ def set_up(recipe: Recipe, device: torch.device, ranks: Ranks, store: RunStore |
     }
     with ExitStack() as stack:
         training = recipe.loader.open(
-            manifest.split("train"), flipped_labels=flip_labels(manifest.classes), ledger=Ledger(device), **shared
+            manifest.split("train"),
+            flipped_labels=flip_labels(manifest.classes),
+            repeats=recipe.modern.repeats,
+            ledger=Ledger(device),
+            **shared,
         )
         stack.enter_context(training)
         validation = stack.enter_context(recipe.loader.open(manifest.split("validation"), **shared))
@@ -266,11 +286,13 @@ def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> Trai
     asked.waits = True
     measured, scores = None, None
     epochs = recipe.optimization.epochs
-    if past.history and past.partial.step == 0 and run.store is not None:
-        run_state.write_weights(run.store, recipe, run.network, past)  # the run may have died before it did
+    if past.history and past.partial.step == 0:
+        run.write_weights()  # the run may have died before it did
     for number in range(len(past.history), epochs):
         measured = train_epoch(run, number, saving, progress) or measured
         share_buffers(run.network, ranks)
+        if run.judged is not run.classifier:
+            share_buffers(run.judged, ranks)
         run.save()  # validation may be long
         epoch = _finished(run, number)
         if number + 1 == epochs or (number + 1) % recipe.evaluate_every == 0:
@@ -278,8 +300,7 @@ def run_epochs(run: Run, screen: Progress, asked: Asked, progress: bool) -> Trai
             epoch = replace(epoch, top1=scores.top(1), top5=scores.top(5))
         past.history.append(epoch)
         past.partial = Partial()
-        if run.store is not None:
-            run_state.write_weights(run.store, recipe, run.network, past)
+        run.write_weights()
         run.save()
         if ranks.is_first:
             health = run.health.last
@@ -349,6 +370,7 @@ def train_epoch(run: Run, number: int, saving: Saving, progress: bool) -> tuple[
     """Train the steps of an epoch, counted from 0, that are not done yet: `run.past.partial` holds them afterwards.
     Return where the time went, and of how many clips on this process; None where all were done."""
     step, loader, past = run.step, run.training, run.past
+    loader.change_spec(run.recipe.training_spec(number))
     first, steps, before = past.partial.step, len(loader), replace(past.partial)
     if first == steps:
         return None
@@ -421,7 +443,7 @@ def validate(run: Run, asked: Asked, shown: bool = False) -> Scores:
                 advance(len(part.ids))
                 asked.stop_if_asked()
 
-            part = score(run.classifier, loader.epoch(), done=scored)
+            part = score(run.judged, loader.epoch(), done=scored)
     parts = [p for p in gather(part, run.ranks) if p is not None]
     logits = torch.cat([p.logits for p in parts])
     if not logits.isfinite().all():

@@ -18,8 +18,9 @@ from tdn_bench.errors import UserError
 from tdn_bench.models import SegmentNetwork
 from tdn_bench.recipes import Recipe
 from tdn_bench.records import utc_now
+from tdn_bench.training.ema import tensors_like
 from tdn_bench.training.result import Epoch, Stretch
-from tdn_bench.training.step import TrainStep, are_numbers, tensors_like
+from tdn_bench.training.step import TrainStep, are_numbers
 from tdn_bench.training.store import LAST, Loaded, RunStore
 
 FORMAT = "tdn_bench training state 3"  # the second knew whole epochs only

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tdn_bench.recipes import Optimization
+from tdn_bench.recipes import Modern, Optimization
+from tdn_bench.training.augment import randaugment
 from tdn_bench.training.clock import StepClock
+from tdn_bench.training.ema import WeightAverage, tensors_like
+from tdn_bench.training.mixing import Mixed, cross_entropy, mix, step_rng
 
 
 def parameter_groups(
@@ -97,6 +99,7 @@ class TrainStep:
         precision: "fp32", "bf16" or "fp16".
         device: Where the classifier lies.
         fresh_classifier: Whether the last layer is new, on a trained backbone.
+        modern: The recipe's options of a step; none of them by default.
     """
 
     def __init__(
@@ -107,8 +110,11 @@ class TrainStep:
         device: torch.device,
         *,
         fresh_classifier: bool = False,
+        modern: Modern | None = None,
     ) -> None:
         self.classifier, self.optimization, self.device = classifier, optimization, device
+        self.modern = modern or Modern()
+        self.average = WeightAverage(classifier, self.modern.ema_decay) if self.modern.ema_decay else None
         self.precision = precision
         self._ddp: DistributedDataParallel | None = None
         self.clock = StepClock(device)
@@ -148,15 +154,18 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         self._statistics.keep()
         at_once = self.optimization.micro_batch_size or len(frames)
-        passes = list(zip(frames.split(at_once), labels.split(at_once), strict=True))
-        losses = [self._accumulate(*clips, len(clips[0]) / len(frames), last=False) for clips in passes[:-1]]
-        losses.append(self._accumulate(*passes[-1], len(passes[-1][0]) / len(frames), last=True))
+        frames, partners, own = self._augment(frames, labels)
+        passes = list(zip(frames.split(at_once), labels.split(at_once), partners.split(at_once), strict=True))
+        losses = [self._accumulate(*clips, own, len(clips[0]) / len(frames), last=False) for clips in passes[:-1]]
+        losses.append(self._accumulate(*passes[-1], own, len(passes[-1][0]) / len(frames), last=True))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.optimization.clip_gradient_norm)
         finite = norm.isfinite()
         self.update(finite)
         self.scaler.update()
         self._statistics.undo_unless(finite)
+        if self.average is not None:
+            self.average.update()
         self.clock.lap("optimizer")
         return StepOutcome(torch.stack(losses).sum(), norm)
 
@@ -165,11 +174,21 @@ class TrainStep:
         self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]  # as GradScaler tells fused ones
         self.optimizer.step()
 
-    def _accumulate(self, frames: Tensor, labels: Tensor, share: float, *, last: bool) -> Tensor:
+    def _augment(self, frames: Tensor, labels: Tensor) -> Mixed:
+        """The clips as the options change them; without any, as they are."""
+        modern = self.modern
+        if modern.randaugment:
+            frames = randaugment(frames, modern.randaugment, modern.randaugment_strength, step_rng())
+        return mix(frames, labels, modern, step_rng()) if modern.mixes else Mixed(frames, labels, 1.0)
+
+    def _accumulate(
+        self, frames: Tensor, labels: Tensor, partners: Tensor, own: float, share: float, *, last: bool
+    ) -> Tensor:
         """Add the gradients of a part of the clips, `share` of all; return its part of the loss."""
         with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
             with autocast(self.precision, self.device):
-                loss = F.cross_entropy(self.classifier(frames), labels) * share
+                loss = cross_entropy(self.classifier(frames), labels, partners, own, self.modern.label_smoothing)
+                loss = loss * share
             self.clock.lap("forward")
             self.scaler.scale(loss).backward()
             self.clock.lap("all_reduce" if self._ddp is not None and last else "backward")
@@ -177,13 +196,15 @@ class TrainStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What a later step needs of the earlier ones beside the weights: momentum by the parameters' names, the
-        gradient scaler's numbers, and in what precision."""
+        gradient scaler's numbers, and in what precision; the average of the weights, None where none is kept."""
         momentum = {
             name: buffer
             for name, parameter in self._parameters.items()
             if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None
         }
-        return {"momentum": momentum, "scaler": self.scaler.state_dict(), "precision": self.precision}
+        average = None if self.average is None else self.average.state_dict()
+        scaler = self.scaler.state_dict()
+        return {"momentum": momentum, "scaler": scaler, "precision": self.precision, "average": average}
 
     def load_state_dict(self, state: object) -> None:
         """Go on from what `state_dict` gave, on the CPU; all of it is looked at before any is taken. The scaler of
@@ -195,27 +216,15 @@ class TrainStep:
         momentum = tensors_like("momentum", momentum, wanted) if momentum != {} and wanted else {}
         if not all(m.isfinite().all() for m in momentum.values()):
             raise ValueError("its momentum is not finite")
-        fresh, scaler = self.scaler.state_dict(), state["scaler"]
-        if state["precision"] == self.precision:
-            if not isinstance(scaler, dict) or scaler.keys() != fresh.keys() or not are_numbers(scaler.values()):
-                raise ValueError("its gradient scaler's state is not whole")
-            if fresh:
-                self.scaler.load_state_dict(scaler)
+        fresh, scaler, same = self.scaler.state_dict(), state["scaler"], state["precision"] == self.precision
+        if same and not (isinstance(scaler, dict) and scaler.keys() == fresh.keys() and are_numbers(scaler.values())):
+            raise ValueError("its gradient scaler's state is not whole")
+        if self.average is not None and state["average"] is not None:  # a run that had none begins one
+            self.average.load_state_dict(state["average"])
+        if same and fresh:
+            self.scaler.load_state_dict(scaler)
         for name, value in momentum.items():
             self.optimizer.state[self._parameters[name]]["momentum_buffer"].copy_(value)
-
-
-def tensors_like(what: str, found: object, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`found`, if it maps the names of `wanted` to tensors of the same shapes and types, on the CPU. Raises
-    ValueError, in which `what` they are is said, with the first that is not so."""
-    if not isinstance(found, dict) or found.keys() != wanted.keys():
-        raise ValueError(f"its {what} are not those of this network")
-    for name, tensor in found.items():
-        like = wanted[name]
-        alike = isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
-        if not alike or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ValueError(f"its {what} of {name} are not those of this network")
-    return found
 
 
 def are_numbers(values: Iterable[object]) -> bool:

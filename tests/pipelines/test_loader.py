@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipelines.errors import BadClip, DataError
 from pipelines.ledger import Ledger
 from pipelines.loader import ClipLoader, create_decoder
 from pipelines.manifest import Videos
-from pipelines.plan import ClipPlan
+from pipelines.plan import ClipPlan, epoch_order
 from pipelines.scan import as_video, scan_file
 from pipelines.video import Sample, Video, VideoFile
 
@@ -448,3 +449,38 @@ def test_choice_of_backend() -> None:
 def no_thread_is_left() -> Iterator[None]:
     yield
     assert not loader_threads()
+
+
+@given(st.integers(4, 20), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3))
+def test_repeats_take_each_video_several_times_with_other_draws_on_any_number_of_ranks(
+    count: int, repeats: int, world_size: int, epoch: int
+) -> None:
+    def places(world_size: int) -> list[tuple[int, int]]:
+        ranks = []
+        for rank in range(world_size):
+            options = {"flipped_labels": FLIPPED, "rank": rank, "world_size": world_size, "repeats": repeats}
+            positions, draws = painted(count, 1, Painter(), **options)._visits(epoch)
+            ranks.append(list(zip(positions.tolist(), draws.tolist(), strict=True)))
+        return [place for column in zip(*ranks, strict=True) for place in column]
+
+    one, several = places(1), places(world_size)
+    assert several == one[: len(several)]
+    assert len(one) == len(set(one)) == count * repeats
+    draws = range(epoch * repeats, (epoch + 1) * repeats)  # no other epoch's
+    assert sorted(one) == [(position, draw) for position in range(count) for draw in draws]
+    assert [p for p, _ in one[::repeats]] == epoch_order(count, seed=0, epoch=epoch, shuffle=True).tolist()
+
+
+def test_clips_change_their_size_between_epochs_and_nothing_else(videos: list[Video]) -> None:
+    options = {"flipped_labels": tuple(range(100)), "backend": "pyav", "workers": 1}
+    larger = replace(SPEC, size=2 * SPEC.size)
+    with ClipLoader(Videos.of(videos), SPEC, 2, **options) as loader:
+        list(loader.epoch(0))
+        loader.change_spec(larger)
+        grown = list(loader.epoch(1))
+    with ClipLoader(Videos.of(videos), larger, 2, **options) as loader:
+        wanted = list(loader.epoch(1))
+    for batch, other in zip(grown, wanted, strict=True):
+        assert batch.frames.shape[2:] == (SPEC.frames_per_segment, *other.frames.shape[3:])
+        assert torch.equal(batch.frames, other.frames)
+        assert (batch.ids, batch.labels.tolist()) == (other.ids, other.labels.tolist())
