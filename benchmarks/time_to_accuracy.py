@@ -6,7 +6,7 @@ it. For each seed the recipes take turns, in an order that moves on by one: what
 another one's with the same seed, the median over seeds. Five seeds bound a median at 93 %, by the smallest and the
 largest. A recipe that does not reach the goal has no time, and what it has is a lower bound: it is said.
 
-`--variants demo_fast +ema -label_smoothing` does the same for `demo_fast` with an option more or less.
+`--variants demo_fast without_ema with_mixup` does the same for `demo_fast` with an option more or less.
 """
 
 from __future__ import annotations
@@ -31,21 +31,19 @@ from tdn_bench.training import train
 
 FAST = demo_fast()
 OPTIONS: dict[str, Recipe] = {
-    "+ema": replace(FAST, modern=replace(FAST.modern, ema_decay=0.98)),
-    "-ema": replace(FAST, modern=replace(FAST.modern, ema_decay=0.0)),
-    "+label_smoothing": replace(FAST, modern=replace(FAST.modern, label_smoothing=0.1)),
-    "-label_smoothing": replace(FAST, modern=replace(FAST.modern, label_smoothing=0.0)),
-    "+mixup": replace(FAST, modern=replace(FAST.modern, mixup_alpha=0.2)),
-    "+cutmix": replace(FAST, modern=replace(FAST.modern, cutmix_alpha=1.0)),
-    "+randaugment": replace(FAST, modern=replace(FAST.modern, randaugment=2)),
-    "+repeats": replace(  # as many steps
+    "without_ema": replace(FAST, modern=replace(FAST.modern, ema_decay=0.0)),
+    "with_label_smoothing": replace(FAST, modern=replace(FAST.modern, label_smoothing=0.1)),
+    "with_mixup": replace(FAST, modern=replace(FAST.modern, mixup_alpha=0.2)),
+    "with_cutmix": replace(FAST, modern=replace(FAST.modern, cutmix_alpha=1.0)),
+    "with_randaugment": replace(FAST, modern=replace(FAST.modern, randaugment=2)),
+    "with_repeats": replace(  # as many steps
         FAST,
         modern=replace(FAST.modern, repeats=2),
         optimization=replace(FAST.optimization, epochs=-(-FAST.optimization.epochs // 2), warmup_epochs=0.25),
     ),
-    "-warmup": replace(FAST, optimization=replace(FAST.optimization, warmup_epochs=0)),
-    "-bf16": replace(FAST, precision="fp32"),
-    "+compile": replace(FAST, compile=True),
+    "without_warmup": replace(FAST, optimization=replace(FAST.optimization, warmup_epochs=0)),
+    "without_bf16": replace(FAST, precision="fp32"),
+    "with_compile": replace(FAST, compile=True),
 }
 VARIANTS: dict[str, Recipe] = {"demo": demo(), "demo_fast": FAST} | OPTIONS
 

@@ -335,10 +335,10 @@ def demo_fast() -> Recipe:
     return replace(
         made,
         name="demo_fast",
-        optimization=replace(made.optimization, epochs=8, lr_per_64_clips=0.16, warmup_epochs=0.5),
-        modern=Modern(ema_decay=0.98, label_smoothing=0.1),
+        optimization=replace(made.optimization, lr_per_64_clips=0.16, warmup_epochs=0.5),
+        modern=Modern(ema_decay=0.98),
         precision="bf16",
-        output=Path("runs/demo/fast"),
+        output=Path("runs/demo_fast"),
     )
 
 
