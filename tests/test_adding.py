@@ -84,9 +84,9 @@ for command, *flags in (("train", "demo"), ("evaluate",), ("throughput",), ("pre
     try:
         import_module(f"tdn_bench.{command}").main([*flags, "--help-all"])
     except SystemExit:
-        print("end of", command)
+        print("== end of", command)
 """
-    classes, *helps = clone.python("-c", program).split("end of")
+    classes, *helps = clone.python("-c", program).split("== end of")
     assert classes.startswith("('wave',)\n")
     assert all("jester" in text for text in (classes, *helps[:-1]))
 

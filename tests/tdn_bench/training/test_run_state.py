@@ -257,6 +257,7 @@ def test_every_setting_is_compared_or_said_to_be_free(saved: Recipe) -> None:
         "workers",
         "device",
         "compile",
+        "checkpoint_activations",
         "evaluate_every",
         "on_bad_clip",
         "max_bad_share",
