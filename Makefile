@@ -11,7 +11,7 @@ GPUS ?= 1
 ARGS ?=
 NAME ?= temporal_conv
 
-.PHONY: help setup demo docs test test-all lint format train-sthv2 train-demo-fast throughput regress report doctor gpu-suite benchmark fuzz clean
+.PHONY: help setup demo docs test test-all lint format train-sthv2 train-demo-fast throughput regress report doctor gpu-suite benchmark fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -74,6 +74,9 @@ fuzz: $(STAMP)  ## thousands of damaged videos, annotations, records and baselin
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_annotations.py
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz.py $(ARGS)
 	PYTHONPATH=. $(VENV)/bin/python tests/fuzz_records.py
+
+soak: $(STAMP)  ## kill trainings at random moments, on one process and on two, and compare: about 40 minutes
+	PYTHONPATH=.:tests $(VENV)/bin/python tests/soak.py $(ARGS)
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

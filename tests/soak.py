@@ -1,6 +1,6 @@
 """Long trials of training: killed at random moments, on one process and on two; the counts are printed as JSON.
 
-`make soak` from the root: about 20 minutes on two cores. `python tests/soak.py PART KILLS SEED FOLDER` is one part of
+`make soak` from the root: about 40 minutes on two cores. `python tests/soak.py PART KILLS SEED FOLDER` is one part of
 it. Whatever happens to a run, it must end with the weights, losses and accuracies of one that nothing happened to.
 """
 
