@@ -9,12 +9,14 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +34,7 @@ from tdn_bench.errors import UserError
 
 T = TypeVar("T")
 SCAN_LIMIT = timedelta(days=7)
-BEAT_S = 1.0  # between two signs of life
+BEAT_S, PULSE_S = 1.0, 0.5  # between two words of where a process is, and that it lives
 ANSWER_S = 3.0  # how long the others have to say that they, too, lost somebody
 NCCL_LATER_S = 60.0  # its watchdog ends a process without a word: that waits until gloo's groups have had their say
 
@@ -59,6 +61,20 @@ class Beats:
         self._next = 0.0
         self._name = f"rank {rank} on {socket.gethostname()}"
         self.beat("before the first step")
+        self._ended = threading.Event()
+        threading.Thread(target=self._pulse, daemon=True).start()
+
+    def _pulse(self) -> None:
+        """Show that this process lives, also while it waits for others."""
+        with suppress(RuntimeError):
+            for number in count():
+                self._store.set(f"pulse {self._rank}", str(number))
+                if self._ended.wait(PULSE_S):
+                    return
+
+    def close(self) -> None:
+        """Show it no more."""
+        self._ended.set()
 
     def beat(self, where: str) -> None:
         """Say where this process is, at most once a second."""
@@ -75,12 +91,16 @@ class Beats:
         """Who was lost, as far as the others left word. Waits for the answers of those that live."""
         try:
             self._store.set(f"lost {self._rank}", "")
-            time.sleep(ANSWER_S)
             others = [r for r in range(self._world_size) if r != self._rank]
+            pulses = {r: self._read(f"pulse {r}") for r in others}
+            time.sleep(ANSWER_S)
             if failed := [self._read(f"failed {r}") for r in others if self._store.check([f"failed {r}"])]:
                 return f"ended because of {'; '.join(failed)}"
-            silent = [self._read(f"beat {r}") for r in others if not self._store.check([f"lost {r}"])]
-            return f"lost {'; '.join(silent)}" if silent else "lost the connection to the other processes"
+            silent = [r for r in others if not self._store.check([f"lost {r}"])]
+            # those without a pulse; where all have one, those that wait for nobody
+            silent = [r for r in silent if self._read(f"pulse {r}") == pulses[r]] or silent
+            told = "; ".join(self._read(f"beat {r}") for r in silent)
+            return f"lost {told}" if silent else "lost the connection to the other processes"
         except RuntimeError:
             return "lost the connection to the other processes"
 
@@ -110,7 +130,7 @@ def distributed(device: torch.device, timeout_s: float = 600) -> Iterator[tuple[
     store = meet(found, rank, world_size, timeout_s)
     beats = Beats(store, rank, world_size)
     try:
-        with explained(beats):
+        with closing(beats), explained(beats):
             backend, later_s = ("nccl", NCCL_LATER_S) if device.type == "cuda" else ("gloo", 0)
             timeout = timedelta(seconds=timeout_s + later_s)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -71,6 +71,16 @@ def test_a_rank_that_is_lost_ends_the_run_and_is_named(motion_data: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_of_several_only_the_one_that_was_killed_is_called_lost(motion_data: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(motion_data), "--output", str(tmp_path / "run"), "--rank-timeout-s", "20"]
+    where = {"FAULT": "kill", "FAULTY_RANK": "0", "FAULT_MARK": str(tmp_path / "mark")}
+    done = torchrun("support.faulty_rank", flags, processes=4, **where)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: rank ")]
+    assert any("lost rank 0 on " in line for line in told), done.stderr[-3000:]
+    assert not any(f"lost rank {other}" in line or f"; rank {other}" in line for line in told for other in (1, 2, 3))
+
+
+@pytest.mark.slow
 def test_a_killed_rank_is_started_anew_and_the_run_ends_as_an_undisturbed_one(
     motion_data: Path, tmp_path: Path
 ) -> None:
