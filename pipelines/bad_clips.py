@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class BadClips:
         self.reasons: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         self.replacements = 0
+        self._log_failed = False
         self._lock = threading.Lock()
 
     def add(self, bad: BadClip) -> None:
@@ -59,11 +61,20 @@ class BadClips:
             return False
         self.reasons[bad.path], self._ids[bad.path] = bad.reason, bad.video_id
         if self.policy.log is not None:
-            self.policy.log.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"id": bad.video_id, "path": bad.path, "reason": bad.reason}, ensure_ascii=False)
-            with self.policy.log.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
+            self._append(self.policy.log, line)
         return True
+
+    def _append(self, file: Path, line: str) -> None:
+        """Add a line to the log. That a disk is full ends no run; it is said once."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        except OSError as e:
+            if not self._log_failed:
+                logging.getLogger("tdn_bench").warning("%s: cannot be written (%s)", file, e.strerror)
+            self._log_failed = True
 
     def found(self) -> list[BadClip]:
         """The bad clips, in the paths' order."""
