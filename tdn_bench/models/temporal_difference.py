@@ -170,9 +170,10 @@ class LongTermDifference(nn.Module):
         forward, backward = self.directions(x)
         if backward is None:
             return self._fuse(x, self.gate(forward), 1.0)
-        if self.training and self.options.fusion == "gate":  # one pass over memory less, and none that is kept
-            gates = torch.sigmoid(self.expand(forward)).add(torch.sigmoid(self.expand(backward))).sub_(1)
-            return self._fuse(x, gates, 0.5)
+        if self.training and self.options.fusion == "gate":
+            # σ(y) − ½ = ½·tanh(y/2): in place, and of small differences bf16 keeps all digits, which it loses near ½
+            gates = [self.expand(y).mul_(0.5).tanh_() for y in (forward, backward)]
+            return self._fuse(x, gates[0] + gates[1], 0.25)
         return self._fuse(x, self.gate(forward) + self.gate(backward), 0.5)
 
     def _compare(self, neighbour: Tensor, own: Tensor) -> Tensor:

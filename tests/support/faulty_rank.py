@@ -1,4 +1,4 @@
-"""`tdn-bench train` on several processes, one of which comes to grief: FAULT says how (kill, stop, raise, fault), RANK
+"""`tdn-bench train` on several processes, one of which comes to grief: FAULT says how (kill, stop, raise), RANK
 which, by FAULTY_RANK. It does so in the third step of a run's first start."""
 
 import os
@@ -19,8 +19,6 @@ def step(self, frames, labels, epoch, original=TrainStep.__call__):  # type: ign
         mark.write_text(f"{os.getpid()}")
         if (fault := os.environ["FAULT"]) == "raise":
             raise DataError("a.webm: cannot be read; repair it")
-        if fault == "fault":
-            raise ZeroDivisionError("division by zero")
         os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
     return original(self, frames, labels, epoch)
 

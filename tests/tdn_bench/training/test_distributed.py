@@ -42,7 +42,6 @@ SAID = {
     "kill": "lost rank 1 on ",
     "stop": "lost rank 1 on ",
     "raise": "ended because of rank 1 on ",
-    "fault": "ended because of rank 1 on ",
 }
 
 
@@ -65,8 +64,6 @@ def test_a_rank_that_is_lost_ends_the_run_and_is_named(motion_data: Path, tmp_pa
         assert "error: rank 1 on " in done.stderr
         assert "a.webm" in done.stderr.partition("Root Cause")[2]  # of torchrun's summary
         assert "a.webm: cannot be read; repair it" in done.stderr
-    if fault == "fault":
-        assert "division by zero" in done.stderr
     assert not is_alive(int(mark.read_text()))
 
 

@@ -7,8 +7,7 @@ from soak import kills
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "count"), [(1, 3), (2, 2)])
-def test_a_run_killed_at_random_ends_as_one_that_was_not(tmp_path: Path, ranks: int, count: int) -> None:
-    found = kills(tmp_path, ranks, count, seed=0)
-    assert found["kills"] >= count
+def test_a_run_killed_at_random_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    found = kills(tmp_path, ranks=1, count=2, seed=0)
+    assert found["kills"] >= 2
     assert found["different"] == 0
